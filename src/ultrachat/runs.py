@@ -1,0 +1,285 @@
+"""Where a run's files live, how they are published, and one manifest line per notebook.
+
+    run = open_run("02_questions_about_the_world", globals())
+    topics = run.read("01_topics.jsonl", Topic)      # checked against what notebook 01 published
+    run.write("02_openings.jsonl", openings)         # all of it or nothing
+    run.finish(teacher.usage())                      # the manifest line
+
+A notebook writes only files that start with its own number and reads only lower ones, so data
+flows forward and a missing input can name the notebook that writes it.
+
+Absent on purpose: a workflow manager. Content hash in, content hash out is enough.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ultrachat.errors import Stop
+from ultrachat.records import Record, iter_rows, read_jsonl, to_jsonl
+
+REPO = Path(__file__).resolve().parents[2]
+DATA = REPO / "data"
+NOTEBOOKS = REPO / "notebooks"
+VERSIONS_OF = ("openai", "transformers", "torch", "peft", "pandas", "numpy", "lexicalrichness", "papermill")
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+R = TypeVar("R", bound=Record)
+
+
+def runs_folder() -> Path:
+    """Return the folder that holds all runs: $ULTRACHAT_RUNS, or `runs/` in the repository.
+
+    Ours: the tests need a place of their own.
+    """
+    return Path(os.environ.get("ULTRACHAT_RUNS") or REPO / "runs")
+
+
+def run_folder(run_name: str) -> Path:
+    """Return the folder of one run, which may not exist yet.
+
+    Raises Stop unless the name is 1–64 letters, digits, "_" or "-": a name is never a path.
+
+    Ours: nothing is written outside the runs folder.
+    """
+    if not isinstance(run_name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_name):
+        raise Stop(f"run_name: expected 1 to 64 letters, digits, '_' or '-', got {run_name!r}")
+    return runs_folder() / run_name
+
+
+def write_text(path: Path, text: str) -> None:
+    """Publish `text` at `path`: the whole of it, durably, or nothing at all.
+
+    Raises Stop naming the file when the disk is full or the write fails; the old file then stays
+    (only if the folder itself cannot be synced is it the new one, whole).
+
+    Ours: a file that exists is complete.
+    """
+    data = text.encode("utf-8", "replace")
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp made it private to its owner
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name itself must survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if temporary:
+            with suppress(OSError):
+                os.unlink(temporary)  # already gone when only the last sync failed
+        raise Stop(f"{path}: cannot be written ({error.strerror}); no half-written file is left") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as hex digits.
+
+    Ours: content hash in, content hash out.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def commit() -> str:
+    """Return the short git commit of the repository, "+" appended if tracked files differ, or "unknown".
+
+    Ours: every run says which code made it.
+    """
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=REPO, capture_output=True, text=True, timeout=20, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def _parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick the plain values out of a notebook's globals: right after the parameters cell these are they."""
+    plain = (str, int, float, bool, list, dict, type(None))
+    return {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and name not in ("In", "Out") and type(value) in plain
+    }
+
+
+def quiet_stops() -> None:
+    """Show a Stop as its one line instead of a traceback in this IPython kernel; papermill still fails.
+
+    Ours: bad input gets one clear line.
+    """
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell is None:
+        return
+
+    def show(shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: Any = None) -> list[str]:
+        line = f"Stop: {error}"
+        shell._showtraceback(kind, error, [line])  # what nbclient records is this list, nothing else
+        return [line]
+
+    shell.set_custom_exc((Stop,), show)
+
+
+class Run:
+    """One notebook's view of a run's folder: it reads lower-numbered files and writes its own.
+
+    Ours: the paper describes stages, not files.
+    """
+
+    def __init__(self, notebook: str, run_name: str, parameters: Mapping[str, Any]) -> None:
+        self.notebook = notebook
+        self.number = notebook[:2]
+        self.name = run_name
+        self.folder = run_folder(run_name)
+        self.parameters = dict(parameters)
+        self._inputs: dict[str, str] = {}
+        self._outputs: dict[str, dict[str, Any]] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Stop(f"{self.folder}: cannot be created ({error.strerror})") from None
+
+    @property
+    def store_path(self) -> Path:
+        """The SQLite file that keeps every answer of this run."""
+        return self.folder / "answers.sqlite"
+
+    def path(self, name: str) -> Path:
+        """Return where this notebook may write `name`; Stop unless the name starts with its number."""
+        if not re.fullmatch(re.escape(self.number) + r"_[A-Za-z0-9_.-]+", name):
+            raise Stop(f"{name}: notebook {self.notebook} writes only files named {self.number}_…")
+        return self.folder / name
+
+    def input(self, name: str) -> Path:
+        """Return the path of an earlier notebook's file after checking that it is what was published.
+
+        Raises Stop when it is missing (naming the notebook that writes it), later, or altered.
+        """
+        if not re.fullmatch(r"[0-9]{2}_[A-Za-z0-9_.-]+", name) or name[:2] > self.number:
+            raise Stop(f"{name}: notebook {self.notebook} reads only files of notebooks before it")
+        path = self.folder / name
+        if not path.exists():
+            writer = next((p.stem for p in sorted(NOTEBOOKS.glob(f"{name[:2]}_*.ipynb"))), name[:2])
+            raise Stop(f"{path}: missing; run notebook {writer} first (with run_name='{self.name}')")
+        digest = sha256_of(path)
+        published = {
+            file: output["sha256"]
+            for line in read_manifest(self.folder)
+            for file, output in line["outputs"].items()
+        }
+        if published.get(name, digest) != digest:
+            raise Stop(f"{path}: changed since notebook {name[:2]} published it; run that notebook again")
+        self._inputs[name] = digest
+        return path
+
+    def read(self, name: str, kind: type[R]) -> list[R]:
+        """Return the records in an earlier notebook's JSONL file; Stop as `input` and `read_jsonl` do."""
+        return read_jsonl(self.input(name), kind)
+
+    def write(self, name: str, records: Iterable[Record]) -> Path:
+        """Publish records as JSONL under this notebook's number and return the path."""
+        records = list(records)
+        return self.publish(name, to_jsonl(records), rows=len(records))
+
+    def publish(self, name: str, text: str, rows: int) -> Path:
+        """Publish text (a CSV, say) under this notebook's number and return the path."""
+        path = self.path(name)
+        write_text(path, text)
+        self._outputs[name] = {"sha256": sha256_of(path), "rows": rows}
+        return path
+
+    def describe(self) -> str:
+        """Return the line a notebook's setup cell prints: run and, for the sample, what it is not."""
+        line = f"run '{self.name}'"
+        if self.name == "sample":
+            line += " · illustrates the pipeline; not comparable with the paper"
+        return line
+
+    def finish(self, usage: Mapping[str, Any] | None = None, closing: DataFrame | None = None) -> str:
+        """Publish the closing table as `NN_table.csv`, write this notebook's manifest line, and return a
+        one-line summary of what was published."""
+        if closing is not None:
+            self.publish(f"{self.number}_table.csv", closing.to_csv(index=False), rows=len(closing))
+        line = {
+            "notebook": self.notebook,
+            "parameters": self.parameters,
+            "inputs": self._inputs,
+            "outputs": self._outputs,
+            "usage": dict(usage or {}),
+            "versions": {"python": platform.python_version()} | _versions(),
+            "commit": commit(),
+        }
+        lines = [old for old in read_manifest(self.folder) if old["notebook"] != self.notebook] + [line]
+        lines.sort(key=lambda entry: entry["notebook"])
+        text = "".join(json.dumps(entry, ensure_ascii=False, sort_keys=True) + "\n" for entry in lines)
+        write_text(self.folder / "manifest.jsonl", text)
+        return " · ".join(f"{name}: {output['rows']:,} rows" for name, output in self._outputs.items())
+
+
+def open_run(notebook: str, namespace: Mapping[str, Any]) -> Run:
+    """Return the Run of a notebook, called right after its parameters cell with `globals()`.
+
+    The plain values found there (the parameters) go into the manifest; `run_name` names the folder.
+    Raises Stop when `run_name` is missing or not a name.
+
+    Ours: one line opens a run.
+    """
+    quiet_stops()
+    parameters = _parameters(namespace)
+    if "run_name" not in parameters:
+        raise Stop("run_name: missing from the parameters cell")
+    return Run(notebook, parameters["run_name"], parameters)
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """Return the manifest lines of a run folder, one per notebook that finished, in notebook order.
+
+    Raises Stop naming the line that is not one.
+
+    Ours: parameters, digests, row counts, tokens and versions of everything in the folder.
+    """
+    path = folder / "manifest.jsonl"
+    if not path.exists():
+        return []
+    lines = []
+    for where, line in iter_rows(path):
+        for field, kind in (("notebook", str), ("outputs", dict)):
+            if not isinstance(line.get(field), kind):
+                raise Stop(
+                    f"{where}: field '{field}' is missing; delete the file and run the notebooks again"
+                )
+        lines.append(line)
+    return lines
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in VERSIONS_OF:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # an optional package that is not installed shaped nothing
+    return versions
