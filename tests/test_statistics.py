@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ultrachat import statistics as S
+from ultrachat import tokens as T
 from ultrachat.corpora import read
 from ultrachat.errors import Stop
 from ultrachat.records import Dialogue
@@ -92,11 +93,11 @@ def test_averages_reads_an_iterator_once():
     [("", 0), ("Hello, world!", 4), ("Don't panic!", 5), ("  \n\t ", 0), ("3.5 é_1", 4), ("你好，世界", 3)],
 )
 def test_words_by_hand(text, n):
-    assert S.token_counter("words")(text) == n
+    assert T.token_counter("words")(text) == n
 
 
 def test_llama_counts_without_bos_and_takes_special_tokens_as_text():
-    count = S.token_counter(public(LLAMA))
+    count = T.token_counter(public(LLAMA))
     assert count("") == 0
     assert count("Hello world") == 2
     assert count("</s>") == 3  # ▁</ s >
@@ -123,7 +124,7 @@ def _tokenizer_json(folder: Path, **settings) -> Path:
 def test_tokenizer_json_counts_whole_plain_texts(tmp_path, shorten):
     folder = _tokenizer_json(tmp_path / "t", shorten=shorten)
     for name in (folder, folder / "tokenizer.json"):
-        count = S.token_counter(name)
+        count = T.token_counter(name)
         assert count("red pear red pear") == 4  # no <s> in front, not cut to 2, not padded to 9
         assert count("red <s>") == 4  # < s > are three
 
@@ -134,7 +135,7 @@ def test_tiktoken_by_name_from_its_own_cache(tmp_path, monkeypatch):
     url = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
     shutil.copy(merges, tmp_path / hashlib.sha1(url.encode()).hexdigest())
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    count = S.token_counter("tiktoken:cl100k_base")
+    count = T.token_counter("tiktoken:cl100k_base")
     assert count("Hello world") == 2
     assert count("<|endoftext|>") > 1
 
@@ -150,9 +151,9 @@ def test_hub_id_is_asked_of_the_hub(tmp_path, monkeypatch):
         return local
 
     monkeypatch.setattr(tokenizers, "Tokenizer", SimpleNamespace(from_pretrained=from_pretrained))
-    assert S.token_counter("owner/name")("red <s>") == 4
+    assert T.token_counter("owner/name")("red <s>") == 4
     with pytest.raises(Stop, match="owner/other.*Repository not found"):
-        S.token_counter("owner/other")
+        T.token_counter("owner/other")
 
 
 def test_what_is_no_tokenizer_stops_with_one_line(tmp_path):
@@ -163,20 +164,20 @@ def test_what_is_no_tokenizer_stops_with_one_line(tmp_path):
     names += [tmp_path / "empty", "tiktoken:no_such_encoding"]  # without tiktoken: a Stop all the same
     for name in names:
         with pytest.raises(Stop) as stop:
-            S.token_counter(name)
+            T.token_counter(name)
         assert str(stop.value).startswith("tokenizer '") and "\n" not in str(stop.value)
 
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(Stop, match="pip install sentencepiece"):
-        S.token_counter("some.model")
+        T.token_counter("some.model")
 
 
 def test_labels_of_tokenizers_show_no_path_and_warn_of_words():
-    assert S.tokenizer_label("/somewhere/else/llama.model") == "llama.model"
-    assert "not the paper's" in S.tokenizer_label("words")
-    assert S.tokenizer_label("owner/name") == "owner/name"
+    assert T.tokenizer_label("/somewhere/else/llama.model") == "llama.model"
+    assert "not the paper's" in T.tokenizer_label("words")
+    assert T.tokenizer_label("owner/name") == "owner/name"
 
 
 # ---- rounds and lengths -----------------------------------------------------------------------
@@ -184,20 +185,20 @@ def test_labels_of_tokenizers_show_no_path_and_warn_of_words():
 
 def test_lengths_by_hand():
     assert S.rounds(TWO) == 2
-    assert S.utterance_lengths(TWO, S.count_words) == [2, 4]
-    assert S.utterance_lengths(TWO, S.count_words, "user") == [2, 3]
-    assert S.utterance_lengths(TWO, S.count_words, "all") == [2, 2, 3, 4]
+    assert S.utterance_lengths(TWO, T.count_words) == [2, 4]
+    assert S.utterance_lengths(TWO, T.count_words, "user") == [2, 3]
+    assert S.utterance_lengths(TWO, T.count_words, "all") == [2, 2, 3, 4]
     assert (
         S.labelled_text(TWO) == "User: Hi there\nAssistant: Hello!\nUser: A fruit?\nAssistant: A ripe pear."
     )
-    assert S.dialogue_length(TWO, S.count_words, labels=False) == 11
-    assert S.dialogue_length(TWO, S.count_words) == 1 + 11 + 4 * 2  # BOS, text, four labels with their colon
+    assert S.dialogue_length(TWO, T.count_words, labels=False) == 11
+    assert S.dialogue_length(TWO, T.count_words) == 1 + 11 + 4 * 2  # BOS, text, four labels with their colon
     with pytest.raises(Stop, match="which 'bot'"):
-        S.utterance_lengths(TWO, S.count_words, "bot")
+        S.utterance_lengths(TWO, T.count_words, "bot")
 
 
 def test_labels_cost_seven_llama_tokens_a_round():
-    count = S.token_counter(public(LLAMA))
+    count = T.token_counter(public(LLAMA))
     for dialogue in (TWO, ONE):
         extra = S.dialogue_length(dialogue, count) - S.dialogue_length(dialogue, count, labels=False)
         assert extra == 7 * S.rounds(dialogue)
@@ -446,7 +447,7 @@ def test_alpaca_row_is_the_papers_within_two_errors(alpaca):
 
 
 def test_labels_cost_seven_tokens_a_round_on_real_dialogues():
-    count = S.token_counter(public(LLAMA))
+    count = T.token_counter(public(LLAMA))
     for dialogue in read(public(ULTRACHAT)):
         extra = S.dialogue_length(dialogue, count) - S.dialogue_length(dialogue, count, labels=False)
         assert abs(extra - 7 * S.rounds(dialogue)) <= 2  # a message that starts with a space differs by one

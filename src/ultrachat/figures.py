@@ -10,6 +10,7 @@ Absent on purpose: plots used by a single notebook (they are a few lines there).
 from __future__ import annotations
 
 import html
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from ultrachat.records import SECTOR_TITLES, SECTORS, Dialogue
-from ultrachat.runs import Run
+from ultrachat.runs import Run, write_bytes
 
 # dark to light, so that the order survives a grey printer
 COLOURS = ("#1b3a5c", "#c8553d", "#8fb8de", "#e3b23c", "#5f7470")
@@ -46,7 +47,9 @@ def save_figure(run: Run, figure: Figure, name: str) -> None:
 
     Ours: the figures in figures/ are copies of those of the sample run.
     """
-    figure.savefig(run.path(f"{run.number}_{name}.png"), metadata={"Software": None})
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_bytes(run.path(f"{run.number}_{name}.png"), picture.getvalue())
 
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")

@@ -50,12 +50,19 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
     """
     import nbformat
 
-    cells = nbformat.read(path, as_version=4).cells
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Stop(f"{path}: not a notebook") from None
     source = next((c.source for c in cells if "parameters" in c.metadata.get("tags", [])), None)
     if source is None:
         raise Stop(f"{path}: no cell is tagged 'parameters'")
     found = {}
-    for statement in ast.parse(source).body:
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise Stop(f"{path}: parameters cell, line {error.lineno}: not Python ({error.msg})") from None
+    for statement in statements:
         where = f"{path}: parameters cell, line {statement.lineno}"
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             raise Stop(f"{where}: expected 'name: type = value'")
@@ -110,10 +117,10 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
         raise Stop(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(config, dict) or not config:
         raise Stop(f"{path}: expected 'notebook: {{parameter: value}}' entries")
+    known = [p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb"))]
     for notebook, values in config.items():
-        if not (NOTEBOOKS / f"{notebook}.ipynb").exists():
-            known = ", ".join(p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb")))
-            raise Stop(f"{path}: no notebook '{notebook}'; there are {known}")
+        if notebook not in known:
+            raise Stop(f"{path}: no notebook '{notebook}'; there are {', '.join(known)}")
         if not isinstance(values, dict):
             raise Stop(f"{path}: {notebook}: expected 'parameter: value' entries, got {values!r}")
     return {notebook: config[notebook] for notebook in sorted(config)}
@@ -130,7 +137,7 @@ def parse_only(text: str | None, notebooks: list[str]) -> list[str]:
         return notebooks
     chosen: set[str] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d\d)(?:-(\d\d))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{2})(?:-([0-9]{2}))?\s*", part)
         if not match:
             raise Stop(f"--only: expected numbers such as 05 or 05-07, got {text!r}")
         first, last = match[1], match[2] or match[1]
@@ -221,6 +228,7 @@ def execute(notebook: str, parameters: dict[str, Any], folder: Path, kernel: str
         papermill.execute_notebook(
             NOTEBOOKS / f"{notebook}.ipynb", out, parameters=parameters, kernel_name=kernel, cwd=REPO,
             coalesce_streams=True, progress_bar=sys.stderr.isatty(), log_output=False, config=private,
+            extra_arguments=["--log-level=50"],  # a kernel that is shut down after an error would say so
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         message = f"{error.ename}: {error.evalue}" if error.ename != "Stop" else error.evalue

@@ -28,7 +28,7 @@ _ONLY_THANKS = re.compile(
     r"^(?:(?:ok(?:ay)?|great|perfect|wonderful|awesome|nice|oh|got it|that'?s (?:great|perfect|helpful))\W+)?"
     r"(?:many )?(?:thank(?:s| you)|thx|cheers)"
     r"(?: (?:so|very) much| a lot| again| for (?:the|your|all your|this|that)(?: \w+){1,3})?"
-    r"(?:\W+(?:this|that|it)(?:'s| is| was| really)* (?:really |very |so )?\w+(?: a lot)?)?\W*$",
+    r"(?:\W+(?:this|that|it)(?:'s| is| was| really)* (?:really |very |so )?\w+(?: a lot)?)?(?:\W+(?:good)?bye)?\W*$",
     re.IGNORECASE,
 )
 _WELCOME = re.compile(
@@ -52,7 +52,8 @@ def is_pure_thanks(user: str, reply: str) -> bool:
     user, reply = user.replace("\u2019", "'").strip(), reply.replace("\u2019", "'").strip()
     if not _THANKS.search(user) or _REQUEST.search(user):
         return False
-    return bool(_ONLY_THANKS.match(user) or _WELCOME.match(reply))
+    # "My pleasure! En français : …" goes on: what was asked for is in the reply
+    return bool(_ONLY_THANKS.match(user) or (_WELCOME.match(reply) and len(words(reply)) <= 40))
 
 
 def trim_thanks(dialogue: Dialogue) -> tuple[Dialogue, int]:

@@ -60,14 +60,21 @@ def run_folder(run_name: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Publish `text` at `path`: the whole of it, durably, or nothing at all.
+    """Publish `text` as UTF-8 at `path`; see `write_bytes`.
+
+    Ours: a file that exists is complete.
+    """
+    write_bytes(path, text.encode("utf-8", "replace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Publish `data` at `path`: the whole of it, durably, or nothing at all.
 
     Raises Stop naming the file when the disk is full or the write fails; the old file then stays
     (only if the folder itself cannot be synced is it the new one, whole).
 
     Ours: a file that exists is complete.
     """
-    data = text.encode("utf-8", "replace")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,24 +29,49 @@ ROUNDS: dict[str, tuple[int, int]] = {
 }
 
 _LABEL = re.compile(r"^\W{0,4}(user|human|assistant|ai|chatgpt)\W{0,2}\s*:", re.IGNORECASE)
+_AI = r"an? (ai\b|artificial intelligence|(large )?language model)"
+# "as an AI you probably can't taste" and "I'm an AI researcher" are users
 _AS_AN_AI = re.compile(
-    r"\b(as|i am|i'm) an? (ai\b|artificial intelligence|(large )?language model)", re.IGNORECASE
-)
-_OPENS_LIKE_AN_ASSISTANT = re.compile(
-    r"^(certainly|absolutely|of course|sure( thing)?|great question|good question|happy to help|glad to help|"
-    r"i'd be (happy|glad) to|i would be (happy|glad) to|i can help|you're welcome|you are welcome)\b",
+    rf"\bas {_AI}\b[^.?!]{{0,30}}\b(i|my)\b|"
+    rf"\bi(?:'m| am)(?: just| only)? {_AI}(?=\W*$|[.,;:!]| (?:and|so|but|that|assistant|model|language|created|trained))",
     re.IGNORECASE,
 )
-_PRESENTS = re.compile(r"^here(?: is|'s| are) (?:an?|the|some|your|\w+)\b", re.IGNORECASE)
-_FIRST_PERSON = re.compile(r"\b(i|i'm|i've|my|mine|me|we|our)\b", re.IGNORECASE)
 _OFFERS_HELP = re.compile(
-    r"\b(let me know if you|feel free to ask|is there anything else (i can|you)|how can i (help|assist) you|"
-    r"i hope this helps|if you have any (other|more|further) questions)\b",
+    r"\blet me know if (you(?:'d| would)? (need|have|want|like)|(there is|there's) anything)|\bfeel free to (ask|reach)|"
+    r"\bis there anything else (i can|you(?:'d| would) like)|\bhow (can|may) i (help|assist) you|"
+    r"\bi hope (this|that) (helps|helped)(?=\W*$|[.!])|\bif you have any (other|more|further) questions|"
+    r"\bi(?:'d| would) be (more than )?(happy|glad) to (help|assist|explain|provide|clarify)|\bi could help\b[.!]|"
+    r"\b(would|do) you (like|want) me to\b|\bso (that )?i can (help|assist|give|provide|tailor|offer)\b",
     re.IGNORECASE,
 )
+_SERVES = re.compile(
+    r"^(i apologi[sz]e|my apologies|(i'm )?sorry,? (but )?(for the|i can(no|')t)|i'm sorry, but i can|"
+    r"thank you for (your (feedback|patience|question)|pointing|bringing|sharing|clarifying))\b",
+    re.IGNORECASE,
+)
+_WELCOMES = re.compile(
+    r"^(you'?re|you are) (very |most )?welcome(?:[!.,]|$)|^my pleasure\b|^happy to help\b|^glad to help\b",
+    re.I,
+)
+# a pause must follow: "Of course I tried that" and "absolutely love it" are users
+_OPENS_LIKE_AN_ASSISTANT = re.compile(
+    r"^(?:certainly|absolutely|of course|sure(?: thing)?|no problem|"
+    r"(?:that's an? )?(?:great|good|excellent) question)(?:[!.:](?=\s)|,(?! (?:but|and|so|now|then)\b)|(?= here\b))(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_PRESENTS = re.compile(
+    r"^here(?: is|'s| are) (?!the (?:thing|deal|problem|catch)\b|hoping|what\b|where\b)(?:an?|the|some|your|\w+)\b",
+    re.IGNORECASE,
+)
+_LIST_ITEM = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])\s", re.MULTILINE)
+_OWN_WORK = re.compile(
+    r"\bi(?:'ve| have) (updated|revised|rewritten|corrected|added|included|changed)\b", re.IGNORECASE
+)
+_FIRST_PERSON = re.compile(r"\b(i|i'm|i've|my|mine|me|we|our)\b", re.IGNORECASE)
 # what follows tells "Sure, but why does it rise?" (a user) from "Sure! Here are three reasons" (an assistant)
 _ASKS = re.compile(
-    r"\?|\b(can|could|would|will) you\b|\b(please|pls)\b|\b(give|make|write|show|tell) me\b", re.IGNORECASE
+    r"\?|\b(can|could|would|will) you\b|\b(please|pls)\b|\b(give|make|write|show|tell) me\b|\byou said\b",
+    re.IGNORECASE,
 )
 
 
@@ -60,14 +85,20 @@ def role_exchange(text: str) -> str | None:
         return "speaker label"
     if _AS_AN_AI.search(text):
         return "speaks as an AI"
-    if _OFFERS_HELP.search(text):
+    if _OFFERS_HELP.search(text) or _WELCOMES.match(text) or _SERVES.match(text):
         return "offers help"
-    opening = _OPENS_LIKE_AN_ASSISTANT.match(text)
-    if opening and not _ASKS.search(text[opening.end() :]):
+    if _OWN_WORK.search(text) and _OPENS_LIKE_AN_ASSISTANT.match(text):
         return "opens like an assistant"
-    # a user who presents something ("Here's my list …") speaks of themselves; an assistant does not
-    if _PRESENTS.match(text) and not _FIRST_PERSON.search(text) and not _ASKS.search(text):
+    # a user asks, or speaks of themselves; an assistant that answers does neither
+    if _ASKS.search(text) or _FIRST_PERSON.search(text):
+        return None
+    opening = _OPENS_LIKE_AN_ASSISTANT.match(text)
+    if opening and len(opening[1].split()) > 3:
+        return "opens like an assistant"
+    if _PRESENTS.match(text):
         return "presents an answer"
+    if len(text.split()) >= 40 or len(_LIST_ITEM.findall(text)) >= 3:
+        return "answers at length"
     return None
 
 
@@ -140,7 +171,7 @@ async def _user_turn(
     text = await ask(Request(task="user_turn", inputs=inputs, messages=one_message(prompt), seat="user"))
     if restate_role and role_exchange(text):
         prompt = prompts.user_turn(texts, opening.sector, persona, may_end, restate=True)
-        inputs["attempt"] = 2
+        inputs = {**inputs, "attempt": 2}
         text = await ask(Request(task="user_turn", inputs=inputs, messages=one_message(prompt), seat="user"))
     return text
 

@@ -17,12 +17,9 @@ Absent on purpose: language models (coherence scores and embeddings come in as n
 
 from __future__ import annotations
 
-import importlib
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,8 +27,8 @@ import pandas as pd
 
 from ultrachat.errors import Stop
 from ultrachat.records import Dialogue
+from ultrachat.tokens import TokenCounter, token_counter, tokenizer_label
 
-TokenCounter = Callable[[str], int]
 Measure = Callable[[Dialogue], Sequence[float]]
 Which = Literal["assistant", "user", "all"]
 
@@ -91,76 +88,6 @@ def _ratio(pairs: list[tuple[float, int]]) -> Mean:
         return Mean(mean, math.nan, n)
     squares = math.fsum((total - mean * size) ** 2 for total, size in pairs)
     return Mean(mean, math.sqrt(n_groups / (n_groups - 1) * squares) / n, n)
-
-
-# ---- tokens -----------------------------------------------------------------------------------
-
-
-def count_words(text: str) -> int:
-    r"""Return the number of words and punctuation marks in `text`: matches of `\w+|[^\w\s]`.
-
-    "Don't panic!" has five: Don ' t panic ! These are not the paper's tokens, and in a language
-    written without spaces a whole clause counts as one word.
-
-    Ours: works offline without a vocabulary; for the sample run only.
-    """
-    return len(re.findall(r"\w+|[^\w\s]", text))
-
-
-def token_counter(name: str | Path) -> TokenCounter:
-    """Return a function from text to its number of tokens; no special tokens are added.
-
-    `name` is "words" (`count_words`, the offline default), a SentencePiece file `….model` (LLaMA's
-    gives the paper's figures), a `tokenizer.json` or the folder that holds it, "tiktoken:NAME" or a
-    hub id "owner/name" (both may need a network). A literal `</s>` in a text counts as plain text.
-    Raises Stop when `name` is none of these or cannot be loaded.
-
-    Ours: the paper does not name its tokenizer.
-    """
-    name = str(name)
-    path = Path(name)
-    if name == "words":
-        return count_words
-    if name.startswith("tiktoken:"):
-        encoding = _load(name, "tiktoken", lambda package: package.get_encoding(name.split(":", 1)[1]))
-        return lambda text: len(encoding.encode_ordinary(text))
-    if name.endswith(".model"):
-        model = _load(name, "sentencepiece", lambda p: p.SentencePieceProcessor(model_file=name))
-        return lambda text: len(model.encode(text, add_bos=False, add_eos=False))
-    if name.endswith(".json") or path.is_dir():
-        file = path / "tokenizer.json" if path.is_dir() else path
-        tokenizer = _load(name, "tokenizers", lambda p: p.Tokenizer.from_file(str(file)))
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        tokenizer = _load(name, "tokenizers", lambda p: p.Tokenizer.from_pretrained(name))
-    else:
-        raise Stop(
-            f"tokenizer '{name}': expected words, a SentencePiece .model file, a tokenizer.json or its "
-            "folder, tiktoken:NAME, or a hub id owner/name"
-        )
-    tokenizer.no_truncation()  # a tokenizer.json may carry both, and either would falsify lengths
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # means: split special tokens found in a text like any other
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def _load(name: str, package: str, load: Callable[[ModuleType], Any]) -> Any:
-    try:
-        return load(importlib.import_module(package))
-    except ImportError:
-        raise Stop(f"tokenizer '{name}': needs the package {package} (pip install {package})") from None
-    except Exception as error:  # these packages raise anything, bare Exception included
-        raise Stop(f"tokenizer '{name}': {package} cannot load it ({str(error)[:160]})") from None
-
-
-def tokenizer_label(name: str | Path) -> str:
-    """Return how a table names the tokenizer: a file or folder without its path, "words" with a warning.
-
-    Ours: figures in other units than the paper's must say so.
-    """
-    name = str(name)
-    if name == "words":
-        return "words and marks (not the paper's tokens)"
-    return Path(name).name if name.endswith((".model", ".json")) or Path(name).is_dir() else name
 
 
 # ---- rounds and lengths -----------------------------------------------------------------------

@@ -260,8 +260,7 @@ class Teacher:
         interrupted = False
         while not done.is_set():
             try:
-                while not done.wait(0.5):
-                    pass
+                done.wait(60.0)
             except KeyboardInterrupt:
                 if interrupted:
                     raise

@@ -87,7 +87,9 @@ class Item(Record):
     @model_validator(mode="after")
     def _best_is_true(self) -> Item:
         if not self.candidates.get(_closed(self.best_answer)):
-            raise ValueError("best_answer should be one of the correct_answers and none of the incorrect ones")
+            raise ValueError(
+                "best_answer should be one of the correct_answers and none of the incorrect ones"
+            )
         return self
 
 

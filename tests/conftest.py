@@ -1,0 +1,68 @@
+"""What all tests share: a runs folder of their own, no key, the recorded teacher, a faulty server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from fault_server import FaultServer
+from hypothesis import settings
+
+from ultrachat.teacher import Teacher
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REPO = Path(__file__).resolve().parent.parent
+PUBLIC = Path(os.environ.get("ULTRACHAT_PUBLIC_DATA") or REPO.parent / "shared" / "data")
+
+# the same examples on every machine, and no verdict that depends on how busy it is
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    """No test sees, or spends, a real key."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def runs_home(tmp_path, monkeypatch) -> Path:
+    """The folder that `runs` writes to in this test."""
+    home = tmp_path / "runs"
+    monkeypatch.setenv("ULTRACHAT_RUNS", str(home))
+    return home
+
+
+@pytest.fixture
+def recorded_teacher(tmp_path) -> Teacher:
+    """A teacher on data/recorded with an empty store."""
+    return Teacher(tmp_path / "recorded.sqlite")
+
+
+@pytest.fixture
+def public():
+    """A function from a name to the path of a public data sample, which skips where it is absent."""
+
+    def path_of(name: str) -> Path:
+        path = PUBLIC / name
+        if not path.exists():
+            pytest.skip(f"public sample not here: {name}")
+        return path
+
+    return path_of
+
+
+@pytest.fixture
+def server():
+    """A fault server on this machine; its log is the oracle."""
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def no_backoff(monkeypatch):
+    """Tries follow one another at once."""
+    monkeypatch.setattr("ultrachat.teacher.random.uniform", lambda low, high: 0.0)
