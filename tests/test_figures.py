@@ -51,6 +51,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         assert tag in TAGS, tag
         for name, value in attributes:
+            if (name, value) == ("class", "tex2jax_ignore mathjax_ignore"):
+                continue  # ours, on the outermost element
             assert name == "style" and not any(sign in value for sign in ("url", "expression", "<", "alert"))
         self.open.append(tag)
 

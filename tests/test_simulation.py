@@ -132,6 +132,19 @@ def test_an_end_too_early_sets_the_dialogue_aside():
     assert failed.value.kind == "ended_early"
 
 
+def test_a_mark_behind_a_last_message_ends_the_dialogue_after_its_answer():
+    def user(request):
+        return "one last thing: how long?  [END]" if request.inputs["round"] == 4 else "and then?"
+
+    dialogue = talk(Models(user), opening())
+    assert [said for said, _ in dialogue.rounds[1:]] == [
+        "and then?",
+        "and then?",
+        "one last thing: how long?",
+    ]
+    assert dialogue.stop == "user ended"
+
+
 def test_a_message_that_only_mentions_the_end_is_a_message():
     dialogue = talk(Models(lambda request: "what does [END] mean?"), opening())
     assert len(dialogue.rounds) == 4 and dialogue.rounds[1][0] == "what does [END] mean?"

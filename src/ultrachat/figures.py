@@ -58,11 +58,13 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 def safe(text: str) -> str:
     """Return text as HTML that shows it and does nothing: escaped, control and direction marks removed.
 
-    Dollar signs become entities, or MathJax would read "$5 or $6" as a formula.
-
     Ours: untrusted text is escaped when shown.
     """
-    return html.escape(_CONTROL.sub("", text)).replace("$", "&#36;")
+    return html.escape(_CONTROL.sub("", text))
+
+
+# on whatever holds foreign text, or MathJax would read "$5 or $6" as a formula
+NO_MATH = "class='tex2jax_ignore mathjax_ignore'"
 
 
 def fold(text: str, max_characters: int = 400) -> str:
@@ -101,7 +103,7 @@ def show_dialogue(dialogue: Dialogue, title: str = "", max_characters: int = 400
         note = " — reads like an assistant" if number in dialogue.role_exchanges else ""
         parts.append(_bubble("user", f"User, round {number}{note}", user, max_characters))
         parts.append(_bubble("assistant", "Assistant", assistant, max_characters))
-    return HTML(f"<div style='max-width:52em;line-height:1.45;margin:8px 0'>{''.join(parts)}</div>")
+    return HTML(f"<div {NO_MATH} style='max-width:52em;line-height:1.45;margin:8px 0'>{''.join(parts)}</div>")
 
 
 def show_text(text: str, title: str = "", max_characters: int = 3000) -> HTML:
@@ -109,7 +111,7 @@ def show_text(text: str, title: str = "", max_characters: int = 3000) -> HTML:
     head = f"<div style='font-size:80%;opacity:.75'>{safe(title)}</div>" if title else ""
     body = fold(text, max_characters)
     return HTML(
-        f"<div style='max-width:60em;border:1px solid rgba(127,127,127,.4);padding:6px 10px;margin:4px 0;"
+        f"<div {NO_MATH} style='max-width:60em;border:1px solid rgba(127,127,127,.4);padding:6px 10px;margin:4px 0;"
         f"font-family:monospace;font-size:90%'>{head}{body}</div>"
     )
 
@@ -126,4 +128,4 @@ def show_rows(
         "<tr>" + "".join(f"<td style='text-align:left;vertical-align:top'>{fold(str(v), max_characters)}</td>" for v in row.values()) + "</tr>"
         for row in rows
     )  # fmt: skip
-    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return HTML(f"<table {NO_MATH}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")

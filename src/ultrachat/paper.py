@@ -143,13 +143,14 @@ class SideBySide(pd.DataFrame):
 
         def line(tag: str, values: Iterable[Any]) -> str:
             cells = (
-                f"<{tag} style='text-align:{side};vertical-align:top'>{_escaped(_shown(value))}</{tag}>"
+                f"<{tag} style='text-align:{side};vertical-align:top'>{html.escape(_shown(value))}</{tag}>"
                 for value, side in zip(values, aligned, strict=True)
             )
             return f"<tr>{''.join(cells)}</tr>"
 
         body = "".join(line("td", row) for row in self.to_numpy())
-        return f"<table><thead>{line('th', self.columns)}</thead><tbody>{body}</tbody></table>"
+        # the class keeps MathJax from reading "$5 or $6" as a formula
+        return f"<table class='mathjax_ignore'><thead>{line('th', self.columns)}</thead><tbody>{body}</tbody></table>"
 
 
 def side_by_side(rows: Iterable[Row]) -> SideBySide:
@@ -224,7 +225,3 @@ def _shown(value: Any, digits: int | None = None) -> str:
     if isinstance(value, Integral):
         return f"{int(value):,}"
     return f"{float(value):,}" if digits is None else f"{float(value):z,.{digits}f}"
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text).replace("$", "&#36;")  # MathJax would read "$5 or $6" as a formula

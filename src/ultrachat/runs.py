@@ -225,6 +225,17 @@ class Run:
             line += " · illustrates the pipeline; not comparable with the paper"
         return line
 
+    def begin(self) -> None:
+        """Take this notebook's line out of the manifest: one that is running has not finished."""
+        if any(line["notebook"] == self.notebook for line in read_manifest(self.folder)):
+            self._replace_line([])
+
+    def _replace_line(self, own: list[dict[str, Any]]) -> None:
+        lines = [line for line in read_manifest(self.folder) if line["notebook"] != self.notebook] + own
+        lines.sort(key=lambda line: line["notebook"])
+        text = "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
+        write_text(self.folder / "manifest.jsonl", text)
+
     def finish(self, usage: Mapping[str, Any] | None = None, closing: DataFrame | None = None) -> str:
         """Publish the closing table as `NN_table.csv`, write this notebook's manifest line, and return a
         one-line summary of what was published."""
@@ -239,10 +250,7 @@ class Run:
             "versions": {"python": platform.python_version()} | _versions(),
             "commit": commit(),
         }
-        lines = [old for old in read_manifest(self.folder) if old["notebook"] != self.notebook] + [line]
-        lines.sort(key=lambda entry: entry["notebook"])
-        text = "".join(json.dumps(entry, ensure_ascii=False, sort_keys=True) + "\n" for entry in lines)
-        write_text(self.folder / "manifest.jsonl", text)
+        self._replace_line([line])
         return " · ".join(f"{name}: {output['rows']:,} rows" for name, output in self._outputs.items())
 
 
@@ -258,7 +266,9 @@ def open_run(notebook: str, namespace: Mapping[str, Any]) -> Run:
     parameters = _parameters(namespace)
     if "run_name" not in parameters:
         raise Stop("run_name: missing from the parameters cell")
-    return Run(notebook, parameters["run_name"], parameters)
+    run = Run(notebook, parameters["run_name"], parameters)
+    run.begin()
+    return run
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:

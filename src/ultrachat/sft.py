@@ -217,8 +217,7 @@ def split(
     as context while there is room, read but not learnt again. A round that is too long by itself is
     cut at the limit. Raises Stop when the limit leaves no room for any round, and as `encode` does.
 
-    Paper: §4.6 ("we break down each dialogue into smaller sequences, limiting them to a maximum
-    length of 2048 tokens") says no more; the authors' `split_long.py` loses rounds, this does not.
+    Paper: §4.6 names the limit of 2,048 tokens only; the authors' `split_long.py` loses rounds.
     """
     whole, front = encode(dialogue, tokenizer, learn, system), _front(tokenizer, system)
     if front.n_tokens >= max_tokens:
@@ -333,7 +332,7 @@ def show_mask(example: Example, tokenizer: PreTrainedTokenizerBase) -> HTML:
     """
     from IPython.display import HTML
 
-    from ultrachat.figures import safe
+    from ultrachat.figures import NO_MATH, safe
 
     learnt = example.labels != IGNORE_INDEX
     parts = []
@@ -344,6 +343,6 @@ def show_mask(example: Example, tokenizer: PreTrainedTokenizerBase) -> HTML:
         parts.append(f"<span style='{style}'>{text}</span>" if is_learnt else f"<span>{text}</span>")
     legend = f"{example.n_learnt_tokens:,} of {example.n_tokens:,} tokens are learnt (bold, underlined)"
     return HTML(
-        f"<div style='max-width:60em;line-height:1.5'><div style='font-size:80%;opacity:.75'>{legend}</div>"
+        f"<div {NO_MATH} style='max-width:60em;line-height:1.5'><div style='font-size:80%;opacity:.75'>{legend}</div>"
         f"<div style='white-space:pre-wrap;font-family:monospace;font-size:90%'>{''.join(parts)}</div></div>"
     )

@@ -102,6 +102,9 @@ def role_exchange(text: str) -> str | None:
     return None
 
 
+_END_MARK = re.compile(rf"[\s\"'*`]*{re.escape(prompts.END)}[\s\"'*`.]*$")
+
+
 def choose_persona(opening_id: str) -> str:
     """Return the kind of user that plays this dialogue, chosen by the opening's id.
 
@@ -145,16 +148,20 @@ async def simulate(ask: Ask, opening: Opening, stop: str = "user", restate_role:
         if number > 1:
             # an end before the fewest rounds is never offered; a model that takes it all the same is set aside
             may_end = stop == "user" and number > fewest
-            user = await _user_turn(ask, opening, texts, persona, number, may_end, restate_role)
-            if user.strip().strip("\"'*.") == prompts.END:
+            said = await _user_turn(ask, opening, texts, persona, number, may_end, restate_role)
+            user = _END_MARK.sub("", said)
+            if user != said:
+                reason = "user ended"
                 if number <= fewest:
                     raise CallFailed("ended_early", f"the user model ended before round {fewest}")
-                reason = "user ended"
+            if not user:
                 break
             if role_exchange(user):
                 exchanges.append(number)
             texts.append(user)
         texts.append(await _assistant_turn(ask, opening, texts, number))
+        if reason == "user ended":  # the mark came behind a last message, which deserves its answer
+            break
     rounds = list(zip(texts[::2], texts[1::2], strict=True))
     return Dialogue.from_rounds(
         rounds, sector=opening.sector, parent=opening.id, persona=persona, stop=reason,

@@ -11,8 +11,8 @@ model of a million parameters that has read the sample's text and so has somethi
 A run that was killed goes on from its newest complete checkpoint when it is called again with the
 same arguments; with others it stops and names the difference. A finished run is read back.
 
-Absent on purpose: a training loop of our own, logging services, mixing data sets, and a command
-line (under torchrun the batch is divided among the processes, and that is all).
+Absent on purpose: a training loop of our own, logging services, mixing data sets, and an entry for
+several processes (the batch is divided among them already; the rest is for the day it is needed).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -93,6 +94,8 @@ class Recipe:
         for name in ("lr", "epochs", "batch", "micro_batch", "n_evaluations"):
             if getattr(self, name) <= 0:
                 raise Stop(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps <= 0:
+            raise Stop(f"max_steps: expected more than 0 or None, got {self.max_steps}")
 
 
 PAPER = Recipe(
@@ -233,13 +236,14 @@ def pretrain(
 ) -> TrainingResult:
     """Train a model on plain text, save it with its tokenizer in `out_dir` as a base, return the result.
 
-    Raises Stop as `finetune` does. Keep held-out dialogues out of `texts`, or their loss means nothing.
+    The model given is trained in place; of a run that is only read back it stays as it was, so load
+    the base from `out_dir`. Raises Stop as `finetune` does. Held-out texts must not be among `texts`.
 
     Ours: stands in for LLaMA's pre-training.
     """
     examples = pack(texts, tokenizer, block_tokens)
     held_out = pack(held_out_texts, tokenizer, block_tokens)
-    start = _digest(*(weight.detach().cpu().numpy().tobytes() for weight in model.parameters()))
+    start = _hash(weight.detach().cpu().numpy().tobytes() for weight in model.parameters())
     return _train(lambda: model, tokenizer, examples, held_out, Path(out_dir), recipe, base=start)
 
 
@@ -262,19 +266,14 @@ def finetune(
 
     Paper: §4.6.
     """
-    base, tokenizer = str(base), _tokenizer_of(base)
+    base = str(base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise Stop(f"base: {base}: no tokenizer there: {str(error)[:200]}") from None
     return _train(
         partial(_prepare, base, recipe), tokenizer, examples, held_out, Path(out_dir), recipe, _content(base)
     )
-
-
-def _tokenizer_of(base: Path | str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise Stop(f"base: {base}: no tokenizer there: {str(error)[:200]}") from None
 
 
 def _prepare(base: str, recipe: Recipe) -> PreTrainedModel:
@@ -288,11 +287,9 @@ def _prepare(base: str, recipe: Recipe) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if recipe.load_in_4bit:
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=recipe.gradient_checkpointing
-        )
-    elif recipe.gradient_checkpointing:
-        model.enable_input_require_grads()  # frozen embeddings would give checkpointing no gradient
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if recipe.gradient_checkpointing:
+        model.enable_input_require_grads()  # else the frozen embeddings pass no gradient to a checkpoint
     targets = recipe.lora_targets if isinstance(recipe.lora_targets, str) else list(recipe.lora_targets)
     lora = LoraConfig(
         r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, lora_dropout=recipe.lora_dropout,
@@ -385,8 +382,7 @@ def _arguments(folder: Path, recipe: Recipe, n_examples: int) -> TrainingArgumen
         max_grad_norm=recipe.max_grad_norm,
         bf16=recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
-        # 4-bit preparation has switched it on already
-        activation_checkpointing=recipe.gradient_checkpointing and not recipe.load_in_4bit,
+        activation_checkpointing=recipe.gradient_checkpointing,
         seed=recipe.seed,
         logging_steps=max(1, n_steps // 40),
         save_strategy="no",  # _Milestones decides
@@ -403,7 +399,7 @@ def _arguments(folder: Path, recipe: Recipe, n_examples: int) -> TrainingArgumen
 
 
 def _train(
-    make_model: Any,
+    make_model: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     held_out: Sequence[Example],
@@ -411,33 +407,19 @@ def _train(
     recipe: Recipe,
     base: str,
 ) -> TrainingResult:
-    """Train, save, and return the result; go on where an earlier call was cut off."""
+    """Train, save and return the result; go on where an earlier call was cut off."""
     _check(examples, len(tokenizer))
-    identity = asdict(recipe) | {
-        "base": base,
-        "examples": _digest_of(examples),
-        "held_out": _digest_of(held_out),
-    }
-    identity = json.loads(json.dumps(identity))  # as it will be read back
+    arguments = _arguments(folder, recipe, len(examples))
+    identity = asdict(recipe) | {"base": base, "examples": _digest(examples), "held_out": _digest(held_out)}
+    identity = json.loads(json.dumps(identity))  # as it is read back
     if (finished := _finished(folder, identity)) is not None:
         return finished
     checkpoint = _begin(folder, identity)
     began = time.monotonic()
     set_seed(recipe.seed)
-    model = make_model()
-    n_trainable, n_parameters = _count_parameters(model)
-    arguments = _arguments(folder, recipe, len(examples))
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    trainer = _Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=list(examples),
-        eval_dataset=list(held_out),
-        data_collator=partial(collate, pad_id=pad_id),
-        callbacks=[_Milestones(arguments.max_steps, recipe.n_evaluations)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer = _make_trainer(make_model(), tokenizer, examples, held_out, arguments, recipe.n_evaluations)
+    n_trainable, n_parameters = _count_parameters(trainer.model)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     result = TrainingResult(
         folder=str(folder),
         n_steps=trainer.state.global_step,
@@ -448,12 +430,33 @@ def _train(
         resumed_from_step=int(checkpoint.name.split("-")[1]) if checkpoint else 0,
         log=_log(trainer.state.log_history),
     )
-    model.config.use_cache = True
+    trainer.model.config.use_cache = True
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     write_text(folder / "result.json", json.dumps(asdict(result), indent=1))  # last: all of it is there
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(folder / "checkpoints")
     return result
+
+
+def _make_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    arguments: TrainingArguments,
+    n_evaluations: int,
+) -> Trainer:
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=list(examples),
+        eval_dataset=list(held_out),
+        data_collator=partial(collate, pad_id=pad_id),
+        callbacks=[_Milestones(arguments.max_steps, n_evaluations)],
+    )
+    trainer.remove_callback(PrinterCallback)  # _Milestones says less, and the same on every machine
+    return trainer
 
 
 def _check(examples: Sequence[Example], vocab_size: int) -> None:
@@ -462,33 +465,32 @@ def _check(examples: Sequence[Example], vocab_size: int) -> None:
     largest = max(int(example.input_ids.max()) for example in examples)
     if largest >= vocab_size:
         raise Stop(
-            f"examples: token id {largest} is outside the base's vocabulary of {vocab_size}; encode with its own tokenizer"
+            f"examples: token id {largest} is outside the base's vocabulary of {vocab_size}; was its tokenizer used?"
         )
 
 
-def _digest(*parts: bytes) -> str:
+def _digest(examples: Sequence[Example]) -> str:
+    return _hash(array.tobytes() for example in examples for array in (example.input_ids, example.labels))
+
+
+def _hash(parts: Iterable[bytes]) -> str:
     hasher = hashlib.sha256()
     for part in parts:
         hasher.update(part)
     return hasher.hexdigest()[:16]
 
 
-def _digest_of(examples: Sequence[Example]) -> str:
-    return _digest(*(array.tobytes() for e in examples for array in (e.input_ids, e.labels)))
-
-
-def _content(base: Path | str) -> str:
-    """Name a base by what is in it: a local folder by its weights, a hub id by itself."""
-    weights = sorted(Path(base).glob("*.safetensors")) if Path(base).is_dir() else []
-    return f"{base} ({_digest(*(sha256_of(w).encode() for w in weights))})" if weights else str(base)
+def _content(base: str) -> str:
+    """Name a base by what is in it: a local folder also by its weights, a hub id by itself."""
+    weights = sorted(Path(base).glob("*.safetensors"))
+    return f"{base} ({_hash(sha256_of(path).encode() for path in weights)})" if weights else base
 
 
 def _finished(folder: Path, identity: dict[str, Any]) -> TrainingResult | None:
     """Return the result of an earlier call with the same arguments that came to its end."""
-    result = folder / "result.json"
-    if not result.exists() or _read(folder / "run.json") != identity:
+    if not (folder / "result.json").exists() or _read(folder / "run.json") != identity:
         return None
-    kept = _read(result)
+    kept = _read(folder / "result.json")
     return TrainingResult(**kept | {"folder": str(folder), "log": tuple(kept["log"])})
 
 
@@ -498,19 +500,21 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _begin(folder: Path, identity: dict[str, Any]) -> Path | None:
     """Return the newest complete checkpoint to go on from, or None and a folder ready for a new run."""
-    checkpoints = [path.parent for path in folder.glob(f"checkpoints/checkpoint-*/{COMPLETE}")]
-    if not checkpoints:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_text(folder / "run.json", json.dumps(identity, indent=1))
-        return None
-    before = _read(folder / "run.json")
-    for name, value in identity.items():
-        if before.get(name) != value:
-            raise Stop(
-                f"{folder}: holds an unfinished run with {name} {before.get(name)!r}, now {value!r}; "
-                "call it as before, or delete the folder"
-            )
-    return max(checkpoints, key=lambda path: int(path.name.split("-")[1]))
+    complete = [path.parent for path in folder.glob(f"checkpoints/checkpoint-*/{COMPLETE}")]
+    if complete:
+        before = _read(folder / "run.json")
+        for name, value in identity.items():
+            if before.get(name) != value:
+                raise Stop(
+                    f"{folder}: holds an unfinished run with {name} {before.get(name)!r}, now {value!r}; "
+                    "call it as before, or delete the folder"
+                )
+        return max(complete, key=lambda path: int(path.name.split("-")[1]))
+    if folder.exists() and any(folder.iterdir()) and not (folder / "run.json").exists():
+        raise Stop(f"out_dir: {folder} holds other files, expected an empty or new folder")
+    shutil.rmtree(folder, ignore_errors=True)  # an older run's adapter must not stay beside new weights
+    write_text(folder / "run.json", json.dumps(identity, indent=1))
+    return None
 
 
 def _count_parameters(model: PreTrainedModel) -> tuple[int, int]:
@@ -521,10 +525,11 @@ def _count_parameters(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def _log(history: Iterable[dict[str, Any]]) -> tuple[dict[str, float | None], ...]:
-    """Merge the Trainer's history into one row per step."""
+    """Merge the Trainer's history into one row per step; its last entry, a summary, has neither loss."""
     rows: dict[int, dict[str, float | None]] = {}
     for entry in history:
-        row = rows.setdefault(entry["step"], {"step": entry["step"], "loss": None, "eval_loss": None})
-        row |= {name: float(entry[name]) for name in ("loss", "eval_loss") if name in entry}
-        rows[entry["step"]] = row
-    return tuple(row for _, row in sorted(rows.items()) if row["loss"] or row["eval_loss"])
+        for name in ("loss", "eval_loss"):
+            if name in entry:
+                row = rows.setdefault(entry["step"], {"step": entry["step"], "loss": None, "eval_loss": None})
+                row[name] = float(entry[name])
+    return tuple(rows[step] for step in sorted(rows))

@@ -191,8 +191,7 @@ def judge_candidates(
     the user says into prompt ids, in UltraLLaMA's format unless given; for a baseline it is
     `partial(prompt_ids, "Koala-13B", tokenizer)`. Raises Stop as `continuation_logprobs` does.
 
-    Paper: §5.4 ("For each answer candidate, we ask the model whether it is true or false"); the
-    words of the question, and deciding by log-probability, are ours.
+    Paper: §5.4, each candidate is asked for; the words of the question and the log-probabilities are ours.
     """
     ask = ask or partial(sft.encode_prompt, tokenizer=tokenizer)
     candidates = [(item, answer, is_true) for item in items for answer, is_true in item.candidates.items()]
