@@ -233,6 +233,13 @@ def test_what_is_not_there_is_one_line(tmp_path, monkeypatch):
         load("nobody/no-such-model")
 
 
+def test_cut_off_weights_are_one_line(saved):
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(Stop, match="cannot be loaded"):
+        load(saved)
+
+
 def test_pickled_weights_are_never_opened(saved, tmp_path):
     class Planted:
         def __reduce__(self):

@@ -122,6 +122,7 @@ def learnt_runs(example: Example) -> list[list[int]]:
 
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=40)
+plain = text.map(lambda t: t.replace("<", "("))  # the authors' code takes a typed "<s>" for the token
 spiced = st.builds(lambda a, s, b: a + s + b, text, st.sampled_from(["", *SPECIAL_STRINGS]), text)
 dialogues = st.lists(st.tuples(spiced, spiced), min_size=1, max_size=5).map(Dialogue.from_rounds)
 
@@ -159,7 +160,7 @@ def test_a_system_prompt_is_one_more_user_turn_and_never_learnt(tokenizers):
 
 
 @settings(max_examples=40, deadline=None)
-@given(dialogue=st.lists(st.tuples(text, text), min_size=1, max_size=4).map(Dialogue.from_rounds))
+@given(dialogue=st.lists(st.tuples(plain, plain), min_size=1, max_size=4).map(Dialogue.from_rounds))
 def test_equals_the_authors_algorithm(named, dialogue):
     name, tokenizer = named
     example = sft.encode(dialogue, tokenizer)

@@ -257,9 +257,11 @@ class Killed(BaseException):
     """Stands in for kill -9 at a chosen moment."""
 
 
-@pytest.mark.parametrize("torn", [False, True])
-def test_a_killed_run_goes_on_from_the_newest_complete_checkpoint(base, data, tmp_path, monkeypatch, torn):
-    recipe = replace(RECIPE, max_steps=8, n_evaluations=4)
+@pytest.mark.parametrize(("torn", "lora_rank"), [(False, 0), (True, 0), (False, 4), (True, 4)])
+def test_a_killed_run_goes_on_from_the_newest_complete_checkpoint(
+    base, data, tmp_path, monkeypatch, torn, lora_rank
+):
+    recipe = replace(RECIPE, max_steps=8, n_evaluations=4, lora_rank=lora_rank)
     whole = finetune(*data, base, tmp_path / "whole", recipe)
     mark = training._Milestones.on_save
 
@@ -275,14 +277,13 @@ def test_a_killed_run_goes_on_from_the_newest_complete_checkpoint(base, data, tm
         finetune(*data, base, tmp_path / "run", recipe)
     monkeypatch.undo()
     if torn:  # what a kill in the middle of writing leaves behind
-        newest = tmp_path / "run/checkpoints/checkpoint-4/model.safetensors"
+        newest = next((tmp_path / "run/checkpoints/checkpoint-4").glob("*.safetensors"))
         newest.write_bytes(newest.read_bytes()[:100])
     resumed = finetune(*data, base, tmp_path / "run", recipe)
     assert resumed.resumed_from_step == (2 if torn else 4)
     assert resumed.log == whole.log and resumed.n_tokens == whole.n_tokens
-    assert (tmp_path / "run/model.safetensors").read_bytes() == (
-        tmp_path / "whole/model.safetensors"
-    ).read_bytes()
+    name = "adapter_model.safetensors" if lora_rank else "model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_an_unfinished_run_is_not_mixed_with_another(base, data, tmp_path, monkeypatch):
@@ -326,7 +327,7 @@ def test_bad_input_is_one_line(base, data, tmp_path):
     alien = Example(np.array([1, 9999], np.int32), np.array([-100, 9999], np.int32))
     with pytest.raises(Stop, match="token id 9999 is outside the base's vocabulary"):
         finetune([alien], data[1], base, tmp_path / "a", RECIPE)
-    with pytest.raises(Stop, match="batch: 6 does not divide into micro_batch 4"):
+    with pytest.raises(Stop, match="batch: 6 is not a multiple of micro_batch 4 x 1 devices"):
         finetune(*data, base, tmp_path / "a", replace(RECIPE, batch=6))
     with pytest.raises(Stop, match="no tokenizer there"):
         finetune(*data, tmp_path / "nothing", tmp_path / "a", RECIPE)

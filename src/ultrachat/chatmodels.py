@@ -200,6 +200,7 @@ def load(
     Ours: the paper does not say how the baselines were run.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -211,45 +212,31 @@ def load(
     if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise Stop(f"base_model: {name} is neither a folder nor a hub id like 'huggyllama/llama-13b'")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-    if load_in_4bit:
-        options |= {
-            "quantization_config": _nf4(device),
-            "device_map": {"": device},
-            "dtype": _compute(device),
-        }
+    options = _nf4(device) if load_in_4bit else {"dtype": dtype}
+    safe = {"use_safetensors": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise Stop(f"{name}: cannot be loaded as safetensors without remote code: {_short(error)}") from None
+        model = AutoModelForCausalLM.from_pretrained(name, **safe, **options)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise Stop(f"{name}: cannot be loaded as safetensors without remote code: {reason}") from None
     if not load_in_4bit:
         model = model.to(device)
     return model.eval(), tokenizer
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _compute(device: str) -> torch.dtype:
-    """The number type 4-bit weights are unpacked to: what the device is fast at."""
+def _nf4(device: str) -> dict[str, Any]:
+    """The options that load a model in 4 bits, unpacked to the number type the device is fast at."""
     import torch
-
-    return torch.bfloat16 if device.startswith("cuda") else torch.float32
-
-
-def _nf4(device: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
         raise Stop("load_in_4bit: needs bitsandbytes, which is not installed (pip install '.[qlora]')")
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_compute(device),
-    )
+    compute = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )  # fmt: skip
+    return {"quantization_config": config, "device_map": {"": device}, "dtype": compute}
 
 
 def _load_adapter(

@@ -330,6 +330,10 @@ def update_committed(run_name: str = "sample") -> list[Path]:
     from ultrachat.report import cleaned
 
     folder = run_folder(run_name)
+    finished = {line["notebook"] for line in read_manifest(folder)}
+    unfinished = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb")) if path.stem not in finished]
+    if unfinished:
+        raise Stop(f"{folder}: {', '.join(unfinished)} did not finish; run configs/sample.yaml first")
     written = []
     for executed in sorted((folder / "notebooks").glob("*.ipynb")):
         target = NOTEBOOKS / executed.name
@@ -339,6 +343,4 @@ def update_committed(run_name: str = "sample") -> list[Path]:
         target = REPO / "figures" / figure.name
         shutil.copyfile(figure, target)
         written.append(target)
-    if not written:
-        raise Stop(f"{folder}: nothing executed there; run configs/sample.yaml first")
     return [*written, _update_readme(folder)]

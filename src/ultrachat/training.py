@@ -188,18 +188,13 @@ def tiny_llama(
     Ours: LLaMA-13B stands behind a parameter; this one trains in a minute on two cores.
     """
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
+        vocab_size=len(tokenizer), hidden_size=hidden_size, num_hidden_layers=n_layers,
+        num_attention_heads=n_heads, max_position_embeddings=max_position, tie_word_embeddings=True,
         intermediate_size=64 * round(hidden_size / 24),  # 8/3 as in LLaMA, in steps that 4-bit kernels take
-        num_hidden_layers=n_layers,
-        num_attention_heads=n_heads,
-        max_position_embeddings=max_position,
         initializer_range=0.06,  # LLaMA's 0.02 is for widths of thousands: here it learns far slower
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )
+    )  # fmt: skip
     set_seed(seed)
     return LlamaForCausalLM(config)
 
@@ -346,12 +341,11 @@ class _Milestones(TrainerCallback):
             control.should_log = control.should_evaluate = control.should_save = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        line = f"step {state.global_step:,} of {state.max_steps:,}: held-out loss {metrics['eval_loss']:.3f}"
         losses = [row["loss"] for row in state.log_history if "loss" in row]
-        line = (
-            f"step {state.global_step:>5,} of {state.max_steps:,}: held-out loss {metrics['eval_loss']:.3f}"
-        )
-        if state.is_world_process_zero:
-            print(line + (f", training loss {losses[-1]:.3f}" if losses else ""), flush=True)
+        print(line + (f", training loss {losses[-1]:.3f}" if losses else ""), flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -364,17 +358,18 @@ class _Milestones(TrainerCallback):
 
 def _arguments(folder: Path, recipe: Recipe, n_examples: int) -> TrainingArguments:
     n_steps, n_warmup = schedule(n_examples, recipe)
-    n_processes = int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
+    # torchrun says how many processes there are; a single one would use all GPUs it sees
+    n_devices = int(os.environ.get("WORLD_SIZE") or torch.cuda.device_count() or 1)
     micro_batch = min(recipe.micro_batch, recipe.batch)
-    if recipe.batch % (micro_batch * n_processes):
+    if recipe.batch % (micro_batch * n_devices):
         raise Stop(
-            f"batch: {recipe.batch} does not divide into micro_batch {micro_batch} on {n_processes} processes"
+            f"batch: {recipe.batch} is not a multiple of micro_batch {micro_batch} x {n_devices} devices"
         )
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=n_steps,
         per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=recipe.batch // (micro_batch * n_processes),
+        gradient_accumulation_steps=recipe.batch // (micro_batch * n_devices),
         learning_rate=recipe.lr,
         lr_scheduler_type="cosine",
         warmup_steps=n_warmup,
