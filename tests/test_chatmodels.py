@@ -229,7 +229,7 @@ def test_what_is_not_there_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(Stop, match="cannot be loaded"):
         load(tmp_path)  # an empty folder
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(Stop, match="nobody/no-such-model: cannot be loaded"):
+    with pytest.raises(Stop, match="nobody/no-such-model: its tokenizer cannot be loaded"):
         load("nobody/no-such-model")
 
 

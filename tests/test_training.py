@@ -329,5 +329,5 @@ def test_bad_input_is_one_line(base, data, tmp_path):
         finetune([alien], data[1], base, tmp_path / "a", RECIPE)
     with pytest.raises(Stop, match="batch: 6 is not a multiple of micro_batch 4 x 1 devices"):
         finetune(*data, base, tmp_path / "a", replace(RECIPE, batch=6))
-    with pytest.raises(Stop, match="no tokenizer there"):
+    with pytest.raises(Stop, match="is neither a folder nor a hub id"):
         finetune(*data, tmp_path / "nothing", tmp_path / "a", RECIPE)

@@ -182,6 +182,24 @@ def prompt_ids(
 # ---- loading ----------------------------------------------------------------------------------
 
 
+def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or hub id; no code from the hub is run.
+
+    Raises Stop, one line, when there is none.
+
+    Ours: encoding needs no weights.
+    """
+    from transformers import AutoTokenizer
+
+    name = str(path_or_hub_id)
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise Stop(f"base_model: {name} is neither a folder nor a hub id like 'huggyllama/llama-13b'")
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise Stop(f"{name}: its tokenizer cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+
+
 def load(
     path_or_hub_id: str | Path,
     dtype: str = "auto",
@@ -201,7 +219,7 @@ def load(
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar for every file is noise in a notebook
@@ -209,13 +227,11 @@ def load(
     adapter = Path(name) / "adapter_config.json"
     if adapter.exists():
         return _load_adapter(Path(name), dtype, load_in_4bit, device, base_model)
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise Stop(f"base_model: {name} is neither a folder nor a hub id like 'huggyllama/llama-13b'")
+    tokenizer = load_tokenizer(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = _nf4(device) if load_in_4bit else {"dtype": dtype}
     safe = {"use_safetensors": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(name, **safe, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -34,7 +34,6 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -48,7 +47,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from ultrachat.chatmodels import load
+from ultrachat.chatmodels import load, load_tokenizer
 from ultrachat.errors import Stop
 from ultrachat.runs import sha256_of, write_text
 from ultrachat.sft import IGNORE_INDEX, Example, collate
@@ -262,10 +261,7 @@ def finetune(
     Paper: §4.6.
     """
     base = str(base)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise Stop(f"base: {base}: no tokenizer there: {str(error)[:200]}") from None
+    tokenizer = load_tokenizer(base)
     return _train(
         partial(_prepare, base, recipe), tokenizer, examples, held_out, Path(out_dir), recipe, _content(base)
     )
