@@ -4,8 +4,8 @@
 
 Clones the committed state into a new temporary folder, sets up a new virtual environment there and
 writes benchmarks/fresh_clone.csv, which `python -m ultrachat update` copies into the README. Needs
-nothing but Python. With --cut-network the two commands run in a network namespace of their own
-without any interface (Linux, root), so that a hidden download fails.
+nothing but Python. With --cut-network the two commands run in a network namespace of their own that
+has only the loopback interface (Linux, root), so that a hidden download fails.
 """
 
 import argparse
@@ -14,11 +14,18 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
+# a new namespace's loopback is down; the tests' own servers need it (SIOCSIFFLAGS, IFF_UP | IFF_RUNNING)
+LOOPBACK_UP = (
+    "import fcntl, os, socket, struct, sys; "
+    "fcntl.ioctl(socket.socket(), 0x8914, struct.pack('16sH14s', b'lo', 0x41, b'')); "
+    "os.execvp(sys.argv[1], sys.argv[1:])"
+)
 
 
 def timed(command: list[str], folder: Path) -> tuple[float, float]:
@@ -32,7 +39,7 @@ def timed(command: list[str], folder: Path) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cut-network", action="store_true")
-    cut = ["unshare", "--net"] if parser.parse_args().cut_network else []
+    cut = ["unshare", "--net", sys.executable, "-c", LOOPBACK_UP] if parser.parse_args().cut_network else []
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         clone = Path(temporary) / "clone"
