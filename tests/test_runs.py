@@ -210,6 +210,39 @@ def test_an_input_changed_since_it_was_published_is_refused():
     assert run("02_questions_about_the_world").read("01_topics.jsonl", Topic) == TOPICS
 
 
+def publish_openings() -> None:
+    second = run("02_questions_about_the_world")
+    second.write("02_openings.jsonl", second.read("01_topics.jsonl", Topic))
+    second.finish()
+
+
+def test_an_input_made_from_an_older_file_is_refused():
+    publish_topics()
+    publish_openings()
+    assert run("05_user_simulation").read("02_openings.jsonl", Topic) == TOPICS
+    publish_topics()  # the same content again is no change
+    assert run("05_user_simulation").read("02_openings.jsonl", Topic) == TOPICS
+    first = run()
+    first.write("01_topics.jsonl", TOPICS[:2])
+    first.finish()
+    with pytest.raises(
+        Stop, match=r"02_openings\.jsonl: made from an older 01_topics\.jsonl; run notebook 02"
+    ):
+        run("05_user_simulation").read("02_openings.jsonl", Topic)
+    publish_openings()
+    assert run("05_user_simulation").read("02_openings.jsonl", Topic) == TOPICS[:2]
+
+
+def test_a_file_of_a_notebook_that_did_not_finish_is_refused():
+    publish_topics()
+    opened = open_run("01_taxonomy", {"run_name": "mine"})
+    opened.write("01_topics.jsonl", TOPICS)
+    with pytest.raises(Stop, match=r"01_topics\.jsonl: notebook 01 wrote it and did not finish"):
+        run("02_questions_about_the_world").read("01_topics.jsonl", Topic)
+    opened.finish()
+    assert run("02_questions_about_the_world").read("01_topics.jsonl", Topic) == TOPICS
+
+
 def test_an_input_published_anew_but_not_finished_is_refused():
     publish_topics()
     run().write("01_topics.jsonl", TOPICS[:1])  # and died before finish()

@@ -13,6 +13,8 @@ import threading
 import time
 import traceback
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -388,6 +390,28 @@ def test_a_live_teacher_needs_a_model(tmp_path):
             Teacher(tmp_path / "a.sqlite", "http://127.0.0.1:9/v1", model)
     with pytest.raises(Stop, match="concurrency"):
         Teacher(tmp_path / "a.sqlite", concurrency=0)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30.0),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT", "date": "Wed, 21 Oct 2026 07:28:30 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT", "date": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read_in_all_its_forms(headers, seconds):
+    assert module.retry_after_seconds(headers) == seconds
+
+
+def test_a_retry_after_date_without_a_date_is_held_against_our_clock():
+    until = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 85 < module.retry_after_seconds({"retry-after": until}) <= 90
 
 
 @pytest.mark.parametrize(

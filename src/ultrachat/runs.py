@@ -183,7 +183,8 @@ class Run:
     def input(self, name: str) -> Path:
         """Return the path of an earlier notebook's file after checking that it is what was published.
 
-        Raises Stop when it is missing (naming the notebook that writes it), later, or altered.
+        Raises Stop when it is missing (naming the notebook that writes it), later, altered, left by a
+        notebook that did not finish, or made from a file that has been published anew since.
         """
         if not re.fullmatch(r"[0-9]{2}_[A-Za-z0-9_.-]+", name) or name[:2] > self.number:
             raise Stop(f"{name}: notebook {self.notebook} reads only files of notebooks before it")
@@ -192,13 +193,14 @@ class Run:
             writer = next((p.stem for p in sorted(NOTEBOOKS.glob(f"{name[:2]}_*.ipynb"))), name[:2])
             raise Stop(f"{path}: missing; run notebook {writer} first (with run_name='{self.name}')")
         digest = sha256_of(path)
-        published = {
-            file: output["sha256"]
-            for line in read_manifest(self.folder)
-            for file, output in line["outputs"].items()
-        }
-        if published.get(name, digest) != digest:
+        lines = {file: line for line in read_manifest(self.folder) for file in line["outputs"]}
+        if name not in lines:
+            raise Stop(f"{path}: notebook {name[:2]} wrote it and did not finish; run it to its last cell")
+        if lines[name]["outputs"][name]["sha256"] != digest:
             raise Stop(f"{path}: changed since notebook {name[:2]} published it; run that notebook again")
+        for older, used in lines[name]["inputs"].items():
+            if older in lines and lines[older]["outputs"][older]["sha256"] != used:
+                raise Stop(f"{path}: made from an older {older}; run notebook {name[:2]} again")
         self._inputs[name] = digest
         return path
 

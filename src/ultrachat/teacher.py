@@ -26,6 +26,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -451,18 +453,34 @@ def _read_status(error: openai.APIStatusError, request: Request, endpoint: Endpo
 
 
 def _hold_everyone_back(session: _Session, error: openai.APIStatusError) -> None:
-    """After a Retry-After in seconds or milliseconds no worker sends before it has passed."""
-    headers = error.response.headers
-    try:
-        seconds = float(headers.get("retry-after-ms", "")) / 1000
-    except ValueError:
-        try:
-            seconds = float(headers.get("retry-after", ""))
-        except ValueError:
-            return
+    """After a Retry-After no worker sends before it has passed."""
+    seconds = retry_after_seconds(error.response.headers)
+    if seconds is None:
+        return
     if seconds > MAX_WAIT_SECONDS:
         raise Stop(f"the server asks to wait {seconds:,.0f} s; run again then, nothing is lost") from None
     session.not_before = max(session.not_before, time.monotonic() + seconds)
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """Return how long a server asks to wait, in seconds, from any form of Retry-After; None without one.
+
+    The forms are `retry-after-ms`, a number of seconds, and an HTTP date, which is held against the
+    response's own Date where it has one: our clock may be wrong.
+
+    Ours: the paper does not say how it met rate limits.
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+    try:
+        until = parsedate_to_datetime(headers["retry-after"])
+        sent = parsedate_to_datetime(headers["date"]) if headers.get("date") else datetime.now(UTC)
+        return max(0.0, (until - sent).total_seconds())
+    except (KeyError, TypeError, ValueError):  # none, not a date, or only one of the two has a time zone
+        return None
 
 
 def _progress_bar(total: int, label: str | None, live: bool) -> tqdm:
