@@ -19,6 +19,7 @@ import re
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,8 @@ def run(config_path: Path, only: str | None = None, settings: list[str] | None =
 
     Ours: one command for the whole paper.
     """
+    from ultrachat.report import write_report
+
     planned = plan(config_path, only, settings or [])
     folder = run_folder(run_name_of(planned))
     kernel = _own_kernel()
@@ -261,10 +264,13 @@ def run(config_path: Path, only: str | None = None, settings: list[str] | None =
             outputs = lines[0]["outputs"] if lines else {}
             rows = " · ".join(f"{name} {output['rows']:,}" for name, output in outputs.items())
             print(f"      {seconds:.0f} s · {rows}", flush=True)
-    finally:
-        from ultrachat.report import write_report
-
-        index = write_report(folder)
+    except BaseException:
+        with suppress(
+            Exception
+        ):  # what stopped the run is the error to show; a full disk stops the report too
+            write_report(folder)
+        raise
+    index = write_report(folder)
     print(f"all {len(planned)} notebooks in {time.monotonic() - began:.0f} s · open {_relative(index)}")
     return index
 
