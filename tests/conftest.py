@@ -65,4 +65,4 @@ def server():
 @pytest.fixture
 def no_backoff(monkeypatch):
     """Tries follow one another at once."""
-    monkeypatch.setattr("ultrachat.teacher.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("ultrachat.calls.random.uniform", lambda low, high: 0.0)

@@ -1,6 +1,7 @@
 """Not a test: a run that test_teacher.py starts as a process of its own, to kill or interrupt it.
 
-python talk.py URL FOLDER [--patient]    writes FOLDER/out.jsonl; with --patient it lives through a Ctrl-C
+python talk.py URL FOLDER [--patient] [--batch]    writes FOLDER/out.jsonl; with --patient it lives through a
+Ctrl-C, with --batch it goes through the Batch API
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ openings = [
     )
     for i in range(20)
 ]  # fmt: skip
-teacher = Teacher(folder / "answers.sqlite", url, "a-model", concurrency=6)
+teacher = Teacher(
+    folder / "answers.sqlite", url, "a-model", concurrency=6, via="batches" if "--batch" in sys.argv else "calls",
+    batch_poll_seconds=0.05,
+)  # fmt: skip
 
 
 async def talk(ask, opening):

@@ -14,7 +14,7 @@ from ultrachat.runs import NOTEBOOKS, REPO
 PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
 CONSTRAINTS = (REPO / "constraints.txt").read_text().splitlines()
 README = (REPO / "README.md").read_text()
-MODULES = sorted((REPO / "src/ultrachat").glob("*.py"))
+MODULES = sorted((REPO / "src/ultrachat").rglob("*.py"))
 
 
 def bare_name(requirement: str) -> str:

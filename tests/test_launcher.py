@@ -194,6 +194,22 @@ def test_a_config_that_cannot_be_read(tmp_path):
     assert "cannot be read (not UTF-8)" in stopped(read_config, tmp_path / "latin.yaml")
 
 
+def test_what_is_for_all_notebooks_reaches_those_that_have_it_and_yields_to_their_own(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "all: {run_name: r, concurrency: 3, shard: 1/2}\n05_user_simulation: {concurrency: 4}\n06_data_analysis: {}\n"
+    )
+    planned = plan(config, None, [])
+    assert planned["05_user_simulation"] == {"run_name": "r", "concurrency": 4, "shard": "1/2"}
+    assert planned["06_data_analysis"] == {"run_name": "r", "concurrency": 3}
+    config.write_text("all: {no_such: 1}\n06_data_analysis: {}\n")
+    assert "all: no notebook has a parameter 'no_such'" in stopped(plan, config, None, [])
+    config.write_text("all: {run_name: r}\n")
+    assert "expected 'notebook: {parameter: value}' entries" in stopped(plan, config, None, [])
+    config.write_text("all: 7\n06_data_analysis: {}\n")
+    assert "all: expected 'parameter: value' entries" in stopped(plan, config, None, [])
+
+
 @pytest.mark.parametrize("name", ["sample", "pilot", "paper"])
 def test_a_committed_config_names_only_what_its_notebooks_have(name):
     known = {path.stem for path in (REPO / "notebooks").glob("*.ipynb")}

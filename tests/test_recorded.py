@@ -1,4 +1,4 @@
-"""The recorded teacher: a pack, its errors, and what the ordinary client gets from it."""
+"""The recorded teacher: a pack, its errors, and what the ordinary caller gets from it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import asyncio
 import json
 import re
 from pathlib import Path
-from urllib.parse import unquote
 
-import openai
 import pytest
 
 from ultrachat.errors import Stop
-from ultrachat.recorded import HEADER, RecordedTransport, load_pack, name_request
+from ultrachat.recorded import RecordedConnection, load_pack, name_request, named_in, stand_in
 from ultrachat.runs import DATA
 from ultrachat.store import canonical
 
@@ -25,40 +23,50 @@ def pack(folder: Path, **files: str) -> Path:
     return folder
 
 
-def ask(folder: Path, **headers: str):
-    """What openai's own client makes of the transport's answer."""
-
-    async def once():
-        http = openai.DefaultAsyncHttpxClient(transport=RecordedTransport(folder))
-        async with openai.AsyncOpenAI(
-            api_key="none", base_url="http://recorded.invalid/v1", http_client=http, max_retries=0
-        ) as client:
-            return await client.chat.completions.create(
-                model="recorded", messages=[{"role": "user", "content": "any wording"}], extra_headers=headers
-            )
-
-    return asyncio.run(once())
+def ask(folder: Path, **body):
+    """What comes back to a request body, as (status, object)."""
+    reply = asyncio.run(RecordedConnection(folder).post({"model": "recorded", "messages": [], **body}))
+    return reply.status, json.loads(reply.body)
 
 
-def test_a_name_is_canonical_and_fits_a_header():
+def test_a_name_does_not_depend_on_order_but_on_everything_else():
     name = name_request("t", {"b": "Zürich\n日本", "a": 1})
-    assert name == name_request("t", {"a": 1, "b": "Zürich\n日本"}) and re.fullmatch(r"[!-~]+", name)
-    assert json.loads(unquote(name)) == {"task": "t", "inputs": {"a": 1, "b": "Zürich\n日本"}}
+    assert name == name_request("t", {"a": 1, "b": "Zürich\n日本"})
+    assert json.loads(named_in({"metadata": name})) == {"task": "t", "inputs": {"a": 1, "b": "Zürich\n日本"}}
     assert name_request("t", {"n": 1}) != name_request("t", {"n": "1"})
 
 
-def test_the_client_gets_the_recorded_answer_without_token_counts(tmp_path):
+@pytest.mark.parametrize("metadata", [None, [], "x", {}, {"ultrachat": 7}, {"other": "x"}])
+def test_a_body_without_a_name_has_none(metadata):
+    assert named_in({"metadata": metadata}) == "" == named_in({})
+
+
+def test_the_recorded_answer_comes_without_token_counts(tmp_path):
     folder = pack(tmp_path, a=json.dumps(ROW))
-    answer = ask(folder, **{HEADER: name_request("subtopics", {"n": 2, "topic": "Jazz"})})
-    assert answer.choices[0].message.content == ROW["response"] and answer.choices[0].finish_reason == "stop"
-    assert answer.usage is None and answer.model == "recorded"
+    status, answer = ask(folder, metadata=name_request("subtopics", {"n": 2, "topic": "Jazz"}))
+    assert status == 200 and answer["choices"][0]["message"]["content"] == ROW["response"]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert "usage" not in answer and answer["model"] == "recorded"
 
 
-@pytest.mark.parametrize("name", [name_request("subtopics", {"topic": "Jazz", "n": 3}), "", "nonsense"])
-def test_what_is_not_recorded_is_refused(tmp_path, name):
-    with pytest.raises(openai.NotFoundError) as refused:
-        ask(pack(tmp_path, a=json.dumps(ROW)), **{HEADER: name})
-    assert refused.value.code == "not_recorded"
+@pytest.mark.parametrize(
+    "metadata", [name_request("subtopics", {"topic": "Jazz", "n": 3}), None, {"ultrachat": "x"}]
+)
+def test_what_is_not_recorded_is_refused(tmp_path, metadata):
+    status, answer = ask(pack(tmp_path, a=json.dumps(ROW)), metadata=metadata)
+    assert status == 404 and answer["error"]["code"] == "not_recorded"
+
+
+def test_a_stand_in_is_a_recorded_answer_to_the_same_kind_of_question():
+    rows = [json.loads(name) | {"text": text} for name, text in load_pack(DATA / "recorded").items()]
+    by_task = {task: {r["text"] for r in rows if r["task"] == task} for task in ("questions", "user_turn")}
+    for i in range(20):
+        assert stand_in("questions", {"topic": f"t{i}", "subtopic": "s", "n": 10}) in by_task["questions"]
+        second = {r["text"] for r in rows if r["task"] == "user_turn" and r["inputs"]["round"] == 2}
+        assert stand_in("user_turn", {"opening": f"o{i}", "round": 2}) in second
+        assert stand_in("user_turn", {"opening": f"o{i}", "round": 99}) in by_task["user_turn"]
+    assert len({stand_in("user_turn", {"opening": f"o{i}", "round": 2}) for i in range(20)}) > 5
+    assert stand_in("never heard of", {"x": "y"}) == stand_in("never heard of", {"x": "y"})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultrachat.errors import Stop
-from ultrachat.store import Row, canonical, key_of, open_store
+from ultrachat.store import Batch, BatchRow, FailedRow, Row, canonical, key_of, open_store
 
 ROW = Row("k1", "questions", '{"n":10}', "a-model", "1. Why?\n2. How?", 7, None)
 
@@ -52,15 +52,59 @@ def test_the_first_answer_stays(tmp_path):
         assert store.get("k1") == ROW and len(store) == 1
 
 
-def test_failures_are_counted_by_kind_over_the_life_of_the_file(tmp_path):
-    for _ in range(2):
-        with open_store(tmp_path / "a.sqlite") as store:
-            store.count_failure("t", "length")
-            store.count_failure("t", "http_500")
-            store.count_failure("u", "length")
+def test_failures_are_remembered_and_counted_by_kind_until_they_are_forgotten(tmp_path):
     with open_store(tmp_path / "a.sqlite") as store:
-        assert store.failures() == {("t", "http_500"): 2, ("t", "length"): 2, ("u", "length"): 2}
-        assert len(store) == 0
+        for key, task, kind in (
+            ("a", "t", "length"),
+            ("b", "t", "length"),
+            ("c", "u", "http_500"),
+            ("a", "t", "empty"),
+        ):
+            store.put_failure(FailedRow(key, task, kind, f"{kind}, in a line"))
+    with open_store(tmp_path / "a.sqlite") as store:
+        assert store.failures() == {("t", "empty"): 1, ("t", "length"): 1, ("u", "http_500"): 1}
+        assert store.failure("a") == ("a", "t", "empty", "empty, in a line")  # the latest word on it
+        store.forget_failure("a")
+        assert store.failure("a") is None and store.failure("d") is None
+        assert len(store) == 0 and store.get("b") is None
+
+
+def test_money_is_what_was_committed_last_and_comes_with_an_answer(tmp_path):
+    with open_store(tmp_path / "a.sqlite") as store:
+        assert store.money() == (0.0, 0.0)
+        store.set_money(1.25, 0.5)
+        store.put(ROW, spent_usd=1.5)
+    with open_store(tmp_path / "a.sqlite") as store:
+        assert store.money() == (1.5, 0.5) and store.get("k1") == ROW
+
+
+def test_a_batch_is_open_until_it_is_ended_with_everything_it_brought(tmp_path):
+    batch, rows = (
+        Batch("tag", "http://x/v1", None, 2.0),
+        [BatchRow("", k, "t", "{}", "m") for k in ("k1", "k2", "k3")],
+    )
+    with open_store(tmp_path / "a.sqlite") as store:
+        store.put_failure(FailedRow("k1", "t", "empty", "before"))
+        store.put_batch(batch, rows)
+        store.put_batch(batch, rows[:2])  # in place of the first
+        store.confirm_batch(batch, "batch_1")
+    with open_store(tmp_path / "a.sqlite") as store:
+        assert store.batches() == [batch._replace(batch_id="batch_1")]
+        assert {k: r.tag for k, r in store.batch_rows("tag").items()} == {"k1": "tag", "k2": "tag"}
+        store.end_batch("tag", [ROW], [FailedRow("k2", "t", "length", "cut")], 0.75)
+        assert store.batches() == [] and store.batch_rows("tag") == {}
+        assert (
+            store.get("k1") == ROW and store.failures() == {("t", "length"): 1} and store.money()[0] == 0.75
+        )
+
+
+def test_a_transaction_is_all_or_nothing(tmp_path):
+    with open_store(tmp_path / "a.sqlite") as store:
+        with pytest.raises(ZeroDivisionError), store.transaction():
+            store.put_failure(FailedRow("k1", "t", "empty", "x"))
+            store.set_money(1.0, 1.0)
+            1 / 0  # noqa: B018
+        assert store.failures() == {} and store.money() == (0.0, 0.0)
 
 
 # ---- keys -------------------------------------------------------------------------------------

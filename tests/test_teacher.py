@@ -22,6 +22,7 @@ from fault_server import FAULTS, FaultServer, Reply, answer_to, as_json, complet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ultrachat import calls, pacing
 from ultrachat import teacher as module
 from ultrachat.errors import Stop
 from ultrachat.store import open_store
@@ -237,8 +238,12 @@ def test_a_fault_that_stays_sets_the_item_aside_and_is_never_an_answer(name, tmp
     assert failed[0].kind == expected and expected in (name, "connection", "unreadable", "empty")
     assert failures(tmp_path / "answers.sqlite") == {("t", expected): 1}
     assert rows(tmp_path / "answers.sqlite") == 1
-    server.fault = lambda text, nth: None  # asked afresh, not replayed
-    assert live(tmp_path, server).ask(request("bad")) == answer_to("bad")
+    server.fault = lambda text, nth: None
+    _, failed_again = live(tmp_path, server).map(put, ["bad"])  # remembered: asked again only on request
+    assert failed_again == failed and server.times()["bad"] == 2
+    assert live(tmp_path, server, ask_failed_again=True).ask(request("bad")) == answer_to("bad")
+    assert failures(tmp_path / "answers.sqlite") == {} and live(tmp_path, server).ask(request("bad"))
+    assert server.times()["bad"] == 3
 
 
 @pytest.mark.parametrize(
@@ -309,7 +314,7 @@ def test_success_starts_the_count_of_failures_anew(tmp_path, server, no_backoff)
 
 def test_tries_wait_longer_and_longer_and_not_after_the_last(tmp_path, server, monkeypatch):
     limits = []
-    monkeypatch.setattr(module.random, "uniform", lambda low, high: limits.append(high) or 0.0)
+    monkeypatch.setattr(calls.random, "uniform", lambda low, high: limits.append(high) or 0.0)
     server.fault = lambda text, nth: FAULTS["http_500"]
     live(tmp_path, server, max_tries=8).map(put, ["a"])
     assert limits == [0.5, 1, 2, 4, 8, 16, 30]
@@ -385,9 +390,9 @@ def test_a_base_url_that_is_none(tmp_path, url):
 
 
 def test_a_live_teacher_needs_a_model(tmp_path):
-    for model in ("", "recorded"):
+    for url, model in (("http://127.0.0.1:9/v1", ""), ("https://example.org/v1", "recorded")):
         with pytest.raises(Stop, match="model: expected the name of a model"):
-            Teacher(tmp_path / "a.sqlite", "http://127.0.0.1:9/v1", model)
+            Teacher(tmp_path / "a.sqlite", url, model)
     with pytest.raises(Stop, match="concurrency"):
         Teacher(tmp_path / "a.sqlite", concurrency=0)
 
@@ -406,12 +411,12 @@ def test_a_live_teacher_needs_a_model(tmp_path):
     ],
 )
 def test_retry_after_is_read_in_all_its_forms(headers, seconds):
-    assert module.retry_after_seconds(headers) == seconds
+    assert pacing.retry_after_seconds(headers) == seconds
 
 
 def test_a_retry_after_date_without_a_date_is_held_against_our_clock():
     until = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
-    assert 85 < module.retry_after_seconds({"retry-after": until}) <= 90
+    assert 85 < pacing.retry_after_seconds({"retry-after": until}) <= 90
 
 
 @pytest.mark.parametrize(
@@ -439,6 +444,8 @@ def test_after_a_retry_after_every_worker_waits(tmp_path, server, headers, no_ba
 
 def test_a_later_retry_after_holds_those_already_waiting(tmp_path, server, no_backoff):
     """Two 429s, the second naming a later time, while everybody already waits for the first."""
+    teacher = live(tmp_path, server, concurrency=2)
+    teacher.ask(request("warm up"))  # the very first request goes alone
     server.fault = lambda text, nth: (
         None
         if nth > 1
@@ -446,9 +453,10 @@ def test_a_later_retry_after_holds_those_already_waiting(tmp_path, server, no_ba
         if text == "0"
         else error(429, headers={"Retry-After": "1.2"}, delay_seconds=0.2)
     )
-    live(tmp_path, server, concurrency=2).map(put, ["0", "1"])
+    teacher.map(put, ["0", "1"])
     first, second = (next(a for a in server.log if a.text == text) for text in "01")
-    assert all(a.began >= second.answered + 1.1 for a in server.log if a not in (first, second))
+    later = [a for a in server.log[1:] if a not in (first, second)]
+    assert later and all(a.began >= second.answered + 1.1 for a in later)
 
 
 # ---- anything at all in a body ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The command line: `python -m ultrachat run configs/sample.yaml [--only 05-07] [--set name=value]`.
+"""The command line: run the notebooks, rehearse before paying, divide and merge a large run.
 
 Absent on purpose: logic. Each command calls one function of the package and shows a Stop as its line.
 """
@@ -11,6 +11,68 @@ from pathlib import Path
 
 from ultrachat.errors import Stop
 from ultrachat.launcher import run, update_committed
+from ultrachat.runs import run_folder
+
+
+def _parser() -> argparse.ArgumentParser:
+    from ultrachat import rehearsal
+
+    parser = argparse.ArgumentParser(prog="python -m ultrachat", description="UltraChat, step by step.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("run", help="execute the notebooks of a config in order")
+    command.add_argument("config", type=Path, help="configs/sample.yaml, say")
+    command.add_argument("--only", help="which notebooks: 05, 05-07 or 02,05")
+    _add_settings(command)
+    rehearsal.add_arguments(
+        commands.add_parser(
+            "rehearse", help="serve an OpenAI-compatible API on this machine, to try a run on"
+        )
+    )
+    command = commands.add_parser("import", help="bring in responses to the requests that via=export wrote")
+    command.add_argument("run_name", help="the run that exported them")
+    command.add_argument("file", type=Path, help="JSONL as the Batch API writes it")
+    command = commands.add_parser("shards", help="run notebook 05 of a config in parts, on Ray")
+    command.add_argument("config", type=Path)
+    command.add_argument("--of", type=int, required=True, help="how many parts")
+    command.add_argument("--at-once", type=int, help="how many of them at a time (default: as many as fit)")
+    command.add_argument(
+        "--address", help="a Ray cluster, 'auto' for the one that runs (default: this machine)"
+    )
+    _add_settings(command)
+    command = commands.add_parser("merge", help="bring the parts of a run together")
+    command.add_argument("run_name", help="the run that was divided")
+    commands.add_parser(
+        "update", help="copy the sample run's executed notebooks and figures into the repository"
+    )
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings")
+
+
+def _run_command(chosen: argparse.Namespace) -> None:
+    """Call what the command stands for; modules that only one command needs are imported by it."""
+    if chosen.command == "run":
+        run(chosen.config, chosen.only, chosen.settings)
+    elif chosen.command == "rehearse":
+        from ultrachat import rehearsal
+
+        rehearsal.serve(rehearsal.settings_from(chosen), chosen.host, chosen.port, chosen.log)
+    elif chosen.command == "import":
+        from ultrachat.batches import import_responses
+
+        print(import_responses(run_folder(chosen.run_name) / "answers.sqlite", chosen.file))
+    elif chosen.command == "shards":
+        from ultrachat import shards
+
+        shards.run_on_ray(chosen.config, chosen.of, chosen.settings, chosen.at_once, chosen.address)
+    elif chosen.command == "merge":
+        from ultrachat import shards
+
+        print(shards.merge(chosen.run_name))
+    else:
+        print(*update_committed(), sep="\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,22 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     Ours: bad input gets one clear line.
     """
-    parser = argparse.ArgumentParser(prog="python -m ultrachat", description="UltraChat, step by step.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("run", help="execute the notebooks of a config in order")
-    command.add_argument("config", type=Path, help="configs/sample.yaml, say")
-    command.add_argument("--only", help="which notebooks: 05, 05-07 or 02,05")
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings")
-    commands.add_parser(
-        "update", help="copy the sample run's executed notebooks and figures into the repository"
-    )
-    chosen = parser.parse_args(arguments)
+    chosen = _parser().parse_args(arguments)
     try:
-        if chosen.command == "run":
-            run(chosen.config, chosen.only, chosen.settings)
-        else:
-            for path in update_committed():
-                print(path)
+        _run_command(chosen)
     except Stop as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         return 1

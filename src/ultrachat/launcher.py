@@ -1,6 +1,7 @@
 """Runs the notebooks in order with the parameters of a config, and makes the report.
 
-    configs/sample.yaml:   01_taxonomy: {run_name: sample, n_subtopics: 36}
+    configs/pilot.yaml:    all: {run_name: pilot, model: gpt-4o-mini}     # every notebook that has them
+                           01_taxonomy: {n_subtopics: 36}
                            02_questions_about_the_world: {…}
 
 Every name and type is checked against the notebook's parameters cell before the first notebook
@@ -22,6 +23,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -76,6 +78,8 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
     return found
 
 
+ALL = "all"  # in a config: for every notebook that has the parameter
+
 _KINDS = {
     "str": str,
     "int": int,
@@ -102,7 +106,7 @@ def check_value(where: str, parameter: Parameter, value: Any) -> Any:
 
 
 def read_config(path: Path) -> dict[str, dict[str, Any]]:
-    """Return {notebook: {parameter: value}} from a YAML file, in notebook order.
+    """Return {notebook: {parameter: value}} from a YAML file, in notebook order, what is for all of them first.
 
     Raises Stop naming file and line (or notebook) when it has another form.
 
@@ -116,15 +120,15 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise Stop(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
-    if not isinstance(config, dict) or not config:
+    if not isinstance(config, dict) or not config.keys() - {ALL}:
         raise Stop(f"{path}: expected 'notebook: {{parameter: value}}' entries")
     known = [p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb"))]
     for notebook, values in config.items():
-        if notebook not in known:
+        if notebook not in (ALL, *known):
             raise Stop(f"{path}: no notebook '{notebook}'; there are {', '.join(known)}")
         if not isinstance(values, dict):
             raise Stop(f"{path}: {notebook}: expected 'parameter: value' entries, got {values!r}")
-    return {notebook: config[notebook] for notebook in sorted(config)}
+    return {ALL: config.pop(ALL, {})} | {notebook: config[notebook] for notebook in sorted(config)}
 
 
 def parse_only(text: str | None, notebooks: list[str]) -> list[str]:
@@ -157,12 +161,17 @@ def plan(config_path: Path, only: str | None, settings: list[str]) -> dict[str, 
     Ours: papermill's own checks are warnings.
     """
     config = read_config(config_path)
+    common = config.pop(ALL)
     chosen = parse_only(only, list(config))
     known = {notebook: notebook_parameters(NOTEBOOKS / f"{notebook}.ipynb") for notebook in chosen}
+    everywhere = {name for parameters in known.values() for name in parameters}
+    if only is None and (nowhere := sorted(common.keys() - everywhere)):
+        raise Stop(f"{config_path}: {ALL}: no notebook has a parameter '{nowhere[0]}'")
     planned: dict[str, dict[str, Any]] = {}
     for notebook in chosen:
         planned[notebook] = {}
-        for name, value in config[notebook].items():
+        shared = {name: value for name, value in common.items() if name in known[notebook]}
+        for name, value in (shared | config[notebook]).items():
             if name not in known[notebook]:
                 names = ", ".join(known[notebook])
                 raise Stop(f"{config_path}: {notebook}: unknown parameter '{name}'; there are {names}")
@@ -194,6 +203,17 @@ def run_name_of(planned: dict[str, dict[str, Any]]) -> str:
     return names.pop()
 
 
+def shard_of_plan(planned: dict[str, dict[str, Any]]) -> str:
+    """Return the shard that all planned notebooks belong to; Stop when one of them cannot be divided.
+
+    Ours: a shard has a folder of its own, into which only notebook 05 writes.
+    """
+    shards = {values.get("shard", "1/1") for values in planned.values()}
+    if len(shards) != 1:
+        raise Stop(f"shard: only notebook 05 can be divided; run --only 05 with --set shard={max(shards)}")
+    return shards.pop()
+
+
 def _own_kernel() -> str:
     """Return the name of a kernel that runs this very interpreter, or raise Stop."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
@@ -221,16 +241,18 @@ def execute(notebook: str, parameters: dict[str, Any], folder: Path, kernel: str
     from traitlets.config import Config
 
     out = folder / "notebooks" / f"{notebook}.ipynb"
-    # sockets in a private folder: over TCP anybody on this machine could read along
-    private = Config(KernelManager={"transport": "ipc"})
     began = time.monotonic()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(
-            NOTEBOOKS / f"{notebook}.ipynb", out, parameters=parameters, kernel_name=kernel, cwd=REPO,
-            coalesce_streams=True, progress_bar=sys.stderr.isatty(), log_output=False, config=private,
-            extra_arguments=["--log-level=50"],  # a kernel that is shut down after an error would say so
-        )  # fmt: skip
+        # sockets in a private folder: over TCP anybody on this machine could read along
+        with TemporaryDirectory(prefix="ultrachat-") as sockets:
+            private = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+            papermill.execute_notebook(
+                NOTEBOOKS / f"{notebook}.ipynb", out, parameters=parameters, kernel_name=kernel, cwd=REPO,
+                coalesce_streams=True, progress_bar=sys.stderr.isatty(), log_output=False, config=private,
+                start_timeout=300,  # several kernels may start at once on a busy machine
+                extra_arguments=["--log-level=50"],  # a kernel that is shut down after an error would say so
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         message = f"{error.ename}: {error.evalue}" if error.ename != "Stop" else error.evalue
         raise Stop(f"{notebook}, cell {error.exec_count}: {message}") from None
@@ -253,7 +275,7 @@ def run(config_path: Path, only: str | None = None, settings: list[str] | None =
     from ultrachat.report import write_report
 
     planned = plan(config_path, only, settings or [])
-    folder = run_folder(run_name_of(planned))
+    folder = run_folder(run_name_of(planned), shard_of_plan(planned))
     kernel = _own_kernel()
     began = time.monotonic()
     try:

@@ -6,7 +6,8 @@
     run.finish(teacher.usage())                      # the manifest line
 
 A notebook writes only files that start with its own number and reads only lower ones, so data
-flows forward and a missing input can name the notebook that writes it.
+flows forward and a missing input can name the notebook that writes it. With `shard="3/16"` a notebook
+has a folder of its own, `runs/<name>/shards/03-of-16/`; what it reads is the run's (see `shards`).
 
 Absent on purpose: a workflow manager. Content hash in, content hash out is enough.
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ultrachat.errors import Stop
-from ultrachat.records import Record, iter_rows, read_jsonl, to_jsonl
+from ultrachat.records import Record, WithId, iter_rows, read_jsonl, to_jsonl
 
 REPO = Path(__file__).resolve().parents[2]
 DATA = REPO / "data"
@@ -47,8 +48,42 @@ def runs_folder() -> Path:
     return Path(os.environ.get("ULTRACHAT_RUNS") or REPO / "runs")
 
 
-def run_folder(run_name: str) -> Path:
-    """Return the folder of one run, which may not exist yet.
+MAX_SHARDS = 10_000
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return (3, 16) for "3/16", the third of sixteen; Stop unless it is i/n with 1 <= i <= n <= 10,000.
+
+    Ours: one parameter says which part of a run this is.
+    """
+    match = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text) if isinstance(text, str) else None
+    shard, n_shards = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= shard <= n_shards <= MAX_SHARDS:
+        raise Stop(
+            f"shard: expected i/n such as 3/16 with 1 <= i <= n <= {MAX_SHARDS:,}, got {str(text)[:80]!r}"
+        )
+    return shard, n_shards
+
+
+def shard_of(identifier: str, n_shards: int) -> int:
+    """Return the one shard, from 1 to `n_shards`, that a record belongs to by its id.
+
+    Raises Stop when the id is no hexadecimal number.
+
+    Ours: the same division on every machine, and adding records moves none of the others.
+    """
+    if not re.fullmatch(r"[0-9a-f]+", identifier):
+        raise Stop(f"id: expected hexadecimal digits to divide into shards by, got {identifier[:80]!r}")
+    return int(identifier, 16) % n_shards + 1
+
+
+def in_shard(identifier: str, shard: int, n_shards: int) -> bool:
+    """Return whether a record belongs to a shard; Stop as `shard_of`. Ours: see there."""
+    return shard_of(identifier, n_shards) == shard
+
+
+def run_folder(run_name: str, shard: str = "1/1") -> Path:
+    """Return the folder of one run, or of one shard of it, which may not exist yet.
 
     Raises Stop unless the name is 1–64 letters, digits, "_" or "-": a name is never a path.
 
@@ -56,7 +91,9 @@ def run_folder(run_name: str) -> Path:
     """
     if not isinstance(run_name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_name):
         raise Stop(f"run_name: expected 1 to 64 letters, digits, '_' or '-', got {run_name!r}")
-    return runs_folder() / run_name
+    number, n_shards = parse_shard(shard)
+    folder = runs_folder() / run_name
+    return folder if n_shards == 1 else folder / "shards" / f"{number:0{len(str(n_shards))}}-of-{n_shards}"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -160,8 +197,11 @@ class Run:
         self.notebook = notebook
         self.number = notebook[:2]
         self.name = run_name
-        self.folder = run_folder(run_name)
         self.parameters = dict(parameters)
+        shard = self.parameters.get("shard", "1/1")
+        self.inputs_folder = run_folder(run_name)  # of a shard too: the notebooks before it ran once for all
+        self.folder = run_folder(run_name, shard)
+        self.shard, self.n_shards = parse_shard(shard)
         self._inputs: dict[str, str] = {}
         self._outputs: dict[str, dict[str, Any]] = {}
         try:
@@ -188,12 +228,12 @@ class Run:
         """
         if not re.fullmatch(r"[0-9]{2}_[A-Za-z0-9_.-]+", name) or name[:2] > self.number:
             raise Stop(f"{name}: notebook {self.notebook} reads only files of notebooks before it")
-        path = self.folder / name
+        path = self.inputs_folder / name
         if not path.exists():
             writer = next((p.stem for p in sorted(NOTEBOOKS.glob(f"{name[:2]}_*.ipynb"))), name[:2])
             raise Stop(f"{path}: missing; run notebook {writer} first (with run_name='{self.name}')")
         digest = sha256_of(path)
-        lines = {file: line for line in read_manifest(self.folder) for file in line["outputs"]}
+        lines = {file: line for line in read_manifest(self.inputs_folder) for file in line["outputs"]}
         if name not in lines:
             raise Stop(f"{path}: notebook {name[:2]} wrote it and did not finish; run it to its last cell")
         if lines[name]["outputs"][name]["sha256"] != digest:
@@ -207,6 +247,21 @@ class Run:
     def read(self, name: str, kind: type[R]) -> list[R]:
         """Return the records in an earlier notebook's JSONL file; Stop as `input` and `read_jsonl` do."""
         return read_jsonl(self.input(name), kind)
+
+    def own_share(self, records: Iterable[WithId]) -> list[WithId]:
+        """Return the records that belong to this shard, in order: all of them when the run has no shards.
+
+        Raises Stop when there is none, or an id is no content id.
+        """
+        records = list(records)
+        if self.n_shards == 1:
+            return records
+        own = [record for record in records if in_shard(record.id, self.shard, self.n_shards)]
+        if not own:
+            raise Stop(
+                f"shard: none of {len(records):,} is in shard {self.shard} of {self.n_shards}; use fewer shards"
+            )
+        return own
 
     def write(self, name: str, records: Iterable[Record]) -> Path:
         """Publish records as JSONL under this notebook's number and return the path."""
@@ -223,6 +278,8 @@ class Run:
     def describe(self) -> str:
         """Return the line a notebook's setup cell prints: run and, for the sample, what it is not."""
         line = f"run '{self.name}'"
+        if self.n_shards > 1:
+            line += f" · shard {self.shard} of {self.n_shards}"
         if self.name == "sample":
             line += " · illustrates the pipeline; not comparable with the paper"
         return line
@@ -259,8 +316,8 @@ class Run:
 def open_run(notebook: str, namespace: Mapping[str, Any]) -> Run:
     """Return the Run of a notebook, called right after its parameters cell with `globals()`.
 
-    The plain values found there (the parameters) go into the manifest; `run_name` names the folder.
-    Raises Stop when `run_name` is missing or not a name.
+    The plain values found there (the parameters) go into the manifest; `run_name` names the folder and
+    `shard`, where a notebook has it, the part. Raises Stop when `run_name` is missing or one is no such thing.
 
     Ours: one line opens a run.
     """
