@@ -305,6 +305,22 @@ def test_a_server_that_stays_down_stops_the_run(tmp_path, server, no_backoff):
     assert len(server.log) <= 12 + 3  # those already under way come on top
 
 
+def test_a_server_that_rejects_everything_from_the_start_stops_the_run(tmp_path, server):
+    """A wrong model name is HTTP 400 at `transformers serve`."""
+    server.fault = lambda text, nth: error(400)
+    with pytest.raises(
+        Stop, match=r"the first 10 requests were rejected .*HTTP 400.*check model, now 'a-model'"
+    ):
+        live(tmp_path, server, concurrency=2).map(put, [str(i) for i in range(100)])
+    assert len(server.log) <= 12
+
+
+def test_rejections_after_an_answer_are_failures_of_their_items(tmp_path, server):
+    server.fault = lambda text, nth: error(400) if text != "0" else None
+    done, failed = live(tmp_path, server).map(put, [str(i) for i in range(30)])
+    assert len(done) == 1 and len(failed) == 29
+
+
 def test_success_starts_the_count_of_failures_anew(tmp_path, server, no_backoff):
     server.fault = lambda text, nth: FAULTS["http_503"] if nth < 3 else None
     items = [str(i) for i in range(20)]

@@ -228,8 +228,10 @@ class Desk:
         async def look() -> Any:
             return await client.batches.retrieve(batch.batch_id or "")
 
+        wait_seconds = min(1.0, self._poll_seconds)
         while (state := await self._steadily(batch.base_url, look)).status not in OVER:
-            await self._sleep(self._poll_seconds)
+            await self._sleep(wait_seconds)
+            wait_seconds = min(1.5 * wait_seconds, self._poll_seconds)
         lines: list[bytes] = []
         for file_id in (state.output_file_id, state.error_file_id):
             if file_id:
@@ -293,7 +295,10 @@ class Desk:
         """Return the SDK's client of an endpoint, made once; it retries nothing by itself."""
         if base_url not in self._clients:
             endpoint = self._endpoints[base_url]
-            http = openai.DefaultAsyncHttpxClient(trust_env=endpoint.host not in LOOPBACK)
+            http = openai.DefaultAsyncHttpxClient(
+                trust_env=endpoint.host not in LOOPBACK,
+                follow_redirects=False,  # as in `endpoints`
+            )
             self._clients[base_url] = openai.AsyncOpenAI(
                 api_key=endpoint.key(), base_url=base_url, http_client=http, max_retries=0, timeout=600.0
             )
@@ -314,6 +319,8 @@ class Desk:
                     continue
                 except CallFailed as failed:
                     raise Stop(f"{base_url}: batch refused: {failed}") from None
+                except Stop as stop:
+                    raise stop from None  # the SDK's error, which may echo the key, stays out of a traceback
             except (openai.APIError, ValueError):  # no connection, or a reply that is no JSON
                 continue
         raise Stop(

@@ -36,6 +36,7 @@ from ultrachat.store import canonical
 HOW_TO_GO_LIVE = "set base_url and model to a live teacher and OPENAI_API_KEY to its key"
 MAX_WAIT_SECONDS = 600.0  # a server that asks for more is down for today
 MAX_ANSWER_CHARACTERS = 200_000
+MAX_REJECTED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,7 @@ class Caller:
         self._halting = halting
         self._gate = asyncio.Lock()
         self._failed_in_a_row = 0
+        self._rejected: int | None = 0  # requests before the first answer; None after it
 
     async def answer(self, request: Request, sampling: Mapping[str, Any]) -> Answer:
         """Return the answer after as many tries as it takes.
@@ -153,13 +155,25 @@ class Caller:
                     ) from None
                 if attempt + 1 == self._patience.max_tries:
                     raise
-            except CallFailed:
+            except CallFailed as failed:
                 self._failed_in_a_row = 0  # the server did answer: it is not down
+                self._count_rejection(failed)
                 raise
             else:
-                self._failed_in_a_row = 0
+                self._failed_in_a_row, self._rejected = 0, None
                 return answer
         raise AssertionError("at least one try")
+
+    def _count_rejection(self, failed: CallFailed) -> None:
+        """Raise Stop when a server rejects everything from the start: some say so of a wrong model name."""
+        if self._rejected is None or not failed.kind.startswith("http_"):
+            return
+        self._rejected += 1
+        if self._rejected == MAX_REJECTED:
+            raise Stop(
+                f"{self.endpoint.base_url}: the first {MAX_REJECTED} requests were rejected ({failed}); "
+                f"check model, now {self.endpoint.model!r}"
+            ) from None
 
     async def _wait_to_send(self, attempt: int, tokens: float) -> Sent:
         """Return when this try may be sent; raise Halted, without waiting further, once the run is stopping."""
@@ -281,7 +295,7 @@ def accepted_text(completion: Mapping[str, Any]) -> str:
     if not isinstance(message, dict):
         raise TryAgain("unreadable", "the server's reply is not a chat completion")
     if choice.get("finish_reason") != "stop":
-        kind = re.sub(r"[^A-Za-z0-9_]", "?", str(choice.get("finish_reason")))[:40]
+        kind = re.sub(r"[^A-Za-z0-9_]", "?", str(choice.get("finish_reason")))[:40] or "unnamed"
         raise CallFailed(kind, f"answer ended with finish_reason '{kind}'")
     if message.get("refusal"):
         raise CallFailed("refusal", "the model refused")

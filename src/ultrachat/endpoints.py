@@ -75,6 +75,8 @@ class HttpConnection:
                     if len(read) > MAX_BODY_BYTES:
                         return Reply(response.status, response.headers, None)
                 return Reply(response.status, response.headers, bytes(read))
+        except aiohttp.ClientConnectorError as error:  # nothing was sent: nobody can charge for it
+            raise ConnectionRefusedError(type(error).__name__) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a header nobody can read
             raise ConnectionError(type(error).__name__) from None
 

@@ -171,7 +171,9 @@ class Store:
 
     def failures(self) -> dict[tuple[str, str], int]:
         """Return {(task, kind): how many questions} that stand without an answer."""
-        rows = self._read("SELECT * FROM failed ORDER BY task, kind")  # not counted by SQLite: hashes are checked
+        rows = self._read(
+            "SELECT * FROM failed ORDER BY task, kind"
+        )  # not counted by SQLite: hashes are checked
         return dict(Counter((task, kind) for _, task, kind, _ in rows))
 
     def __len__(self) -> int:
@@ -237,11 +239,16 @@ class Store:
     # ---- shards -------------------------------------------------------------------------------
 
     def stream(self, table: str) -> Iterator[tuple[Any, ...]]:
-        """Yield the rows of `answers` or `failed` in key order, hashes checked, a thousand in memory at a time."""
-        last = ""
-        while rows := self._read(f"SELECT * FROM {table} WHERE key > ? ORDER BY key LIMIT 1000", (last,)):
-            yield from rows
-            last = rows[-1][0]
+        """Yield the rows of `answers` or `failed` as they came, hashes checked, a thousand in memory at a time.
+
+        In key order every row would be a read somewhere else on the disk.
+        """
+        last = 0
+        while found := self._execute(
+            f"SELECT rowid, * FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 1000", (last,)
+        ):
+            yield from self._checked(row[1:] for row in found)
+            last = found[-1][0]
 
     def absorb(self, shard: str, other: Store) -> int:
         """Take in a shard's ledger, all of it or nothing; return how many answers were new.
@@ -290,12 +297,14 @@ class Store:
 
     def _read(self, statement: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """Return rows without their hashes; Stop when one does not match its own."""
-        rows = []
-        for *row, stored in self._execute(statement, values):
+        return list(self._checked(self._execute(statement, values)))
+
+    def _checked(self, found: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """Yield rows without their hashes; Stop when one does not match its own."""
+        for *row, stored in found:
             if any(isinstance(value, bytes) for value in row) or _sealed(row)[-1] != stored:
                 raise Stop(f"{self.path}: the row {row!r:.200} is damaged; delete the file")
-            rows.append(tuple(row))
-        return rows
+            yield tuple(row)
 
     def _execute(self, statement: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         try:
@@ -323,6 +332,9 @@ def open_store(path: Path, wait_seconds: float = 1.0) -> Iterator[Store]:
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(
+            "PRAGMA cache_size=-262144"
+        )  # KiB, as far as needed: a long ledger is found faster
         connection.execute("BEGIN EXCLUSIVE")  # the lock is only taken by the first write
         connection.execute("COMMIT")
         connection.executescript(_SCHEMA)

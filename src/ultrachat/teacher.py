@@ -19,10 +19,21 @@ they cost (`money`).
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+import time
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -100,10 +111,12 @@ class _Session:
             self.store.put(*(row for row, _ in arrived), spent_usd=self.budget.to_commit())
         except Stop as stop:
             for _, kept in arrived:
-                kept.set_exception(stop)
+                if not kept.done():  # a second Ctrl-C cancels those who wait
+                    kept.set_exception(stop)
         else:
             for _, kept in arrived:
-                kept.set_result(None)
+                if not kept.done():
+                    kept.set_result(None)
 
     def everybody_waits(self) -> bool:
         """Whether no item can go on without an answer: what they ask is then a batch."""
@@ -231,31 +244,37 @@ class Teacher:
         return self._in_own_loop(played).scaled(len(items))
 
     def _in_own_loop(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine to its end in a thread of its own: a notebook's main thread already runs a loop."""
+        """Run a coroutine to its end in a thread of its own: a notebook's main thread already runs a loop.
+
+        The first Ctrl-C lets it finish what is under way, the second cancels that too; either way it is over,
+        and the ledger closed, before KeyboardInterrupt is raised.
+        """
         self._halting.clear()
         finished: dict[str, Any] = {}
         done = threading.Event()
 
+        async def cancellable() -> Result:
+            finished["loop"], finished["task"] = asyncio.get_running_loop(), asyncio.current_task()
+            return await work
+
         def run() -> None:
             try:
-                finished["value"] = asyncio.run(work)
+                finished["value"] = asyncio.run(cancellable())
             except BaseException as error:
                 finished["error"] = error
             done.set()
 
-        threading.Thread(target=run, daemon=True).start()
-        interrupted = False
-        while not done.is_set():
-            try:
-                done.wait(60.0)
-            except KeyboardInterrupt:
-                if interrupted:
-                    raise
-                interrupted = True
-                self._halting.set()
-        if "error" in finished:
+        with _ctrl_c() as presses:
+            threading.Thread(target=run, daemon=True).start()
+            while not done.wait(0.1):
+                if presses:
+                    self._halting.set()
+                if len(presses) > 1 and "task" in finished:
+                    with suppress(RuntimeError):  # it has just ended
+                        finished["loop"].call_soon_threadsafe(finished["task"].cancel)
+        if "error" in finished and not isinstance(finished["error"], asyncio.CancelledError):
             raise finished["error"]
-        if interrupted:
+        if presses:
             raise KeyboardInterrupt
         return finished["value"]
 
@@ -427,10 +446,32 @@ def open_teacher(run: Run, seats: Mapping[str, Endpoint] | None = None, **settin
     Ours: one line opens a teacher.
     """
     common = {name: run.parameters[name] for name in COMMON_PARAMETERS if name in run.parameters}
-    if common.get("budget_usd") is not None:
-        common["budget_usd"] = common["budget_usd"] / run.n_shards
+    common["budget_usd"] = common.get("budget_usd", 0.0) / run.n_shards or None  # 0: no cap
     where = run.parameters["base_url"], run.parameters["model"]
     return Teacher(run.store_path, *where, seats or {}, **(common | settings))
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[list[float]]:
+    """Collect every Ctrl-C in a list instead of raising KeyboardInterrupt wherever it happens to fall.
+
+    A third one raises it all the same. Signals come to the main thread only; in another there are none.
+    """
+    presses: list[float] = []
+
+    def press(signum: int, frame: Any) -> None:
+        presses.append(time.monotonic())
+        if len(presses) > 2:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield presses
+        return
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield presses
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _progress_bar(total: int, label: str | None, live: bool) -> tqdm:
