@@ -19,7 +19,7 @@ from ultrachat.errors import Stop
 from ultrachat.records import Opening, content_id, to_jsonl
 from ultrachat.rehearsal import RehearsalServer, Settings
 from ultrachat.simulation import simulate
-from ultrachat.store import BatchRow, open_store
+from ultrachat.store import Batch, BatchRow, open_store
 from ultrachat.teacher import CallFailed, Endpoint, Request, Teacher, one_message
 
 TALK = Path(__file__).with_name("talk.py")
@@ -149,6 +149,30 @@ def test_half_the_price_and_never_above_the_cap(tmp_path, quick):
     with pytest.raises(Stop, match=r"budget_usd: .* run again"):
         batched(tmp_path, server, prices=prices, budget_usd=usd + 0.01).map(put, ["c", "d"])
     assert sum(generated(server).values()) == 2
+
+
+def test_what_was_generated_and_will_not_do_is_paid_for(tmp_path, quick):
+    server = quick()
+    request_cut = Request(task="t", inputs={}, messages=one_message("Explain the sea."), max_tokens=3)
+
+    async def ask_cut(ask, n):
+        return await ask(request_cut if n else request("fine"))
+
+    done, failed = batched(tmp_path, server, prices={"a-model": [100.0, 1000.0]}).map(ask_cut, [0, 1])
+    assert len(done) == 1 and [f.kind for f in failed] == ["length"]
+    billed = sum(a.prompt_tokens * 100 + a.completion_tokens * 1000 for a in server.log if a.billed) / 2e6
+    with open_store(tmp_path / "a.sqlite") as store:
+        assert store.money()[0] == pytest.approx(billed)
+
+
+def test_a_batch_that_the_server_has_forgotten_counts_as_billed_and_is_asked_again(tmp_path, quick):
+    server, prices = quick(), {"a-model": [100.0, 1000.0]}
+    with open_store(tmp_path / "a.sqlite") as store:
+        store.put_batch(Batch("tag", server.url, "batch_nowhere", 0.25), [])
+    done, failed = batched(tmp_path, server, prices=prices).map(put, ["a", "b"])
+    assert len(done) == 2 and not failed
+    with open_store(tmp_path / "a.sqlite") as store:
+        assert store.batches() == [] and store.money()[0] > 0.25
 
 
 # ---- killed in between ------------------------------------------------------------------------
@@ -286,7 +310,7 @@ def whole(text: str, finish: str = "stop") -> dict:
 
 
 def test_every_line_is_an_answer_a_failure_or_asked_again():
-    rows = {k: BatchRow("tag", k, "t", "{}", "m") for k in "abcdefgh"}
+    rows = {k: BatchRow("tag", k, "t", "{}", "m", 0.5) for k in "abcdefgh"}
     lines = [
         said("a", **whole("fine")), said("a", **whole("second line")), said("zzz", **whole("not ours")),
         said("b", **whole("cut", "length")), said("c", 500), said("d", 400), said("e", **{"choices": None}),
@@ -296,13 +320,18 @@ def test_every_line_is_an_answer_a_failure_or_asked_again():
     results = read_responses(lines, rows, None)
     assert [(r.key, r.text, r.prompt_tokens) for r in results.answers] == [("a", "fine", 3)]
     assert {f.key: f.kind for f in results.failures} == {"b": "length", "d": "http_400"}
+    assert results.generated == {
+        "a": (3, 4),
+        "b": (3, 4),
+        "e": (None, None),
+    }  # charged, whether it will do or not
     assert {k: f.kind for k, f in results.again.items()} == {
         "c": "http_500", "e": "unreadable", "f": "expired", "g": "expired", "h": "unreadable",
     }  # fmt: skip
 
 
 def test_a_row_that_says_the_model_is_gone_stops_the_run():
-    rows = {"a": BatchRow("tag", "a", "t", "{}", "m")}
+    rows = {"a": BatchRow("tag", "a", "t", "{}", "m", 0.5)}
     with pytest.raises(Stop, match="is not found"):
         read_responses([said("a", 404)], rows, Endpoint("http://127.0.0.1:9/v1", "m"))
 

@@ -81,7 +81,7 @@ def test_money_is_what_was_committed_last_and_comes_with_an_answer(tmp_path):
 def test_a_batch_is_open_until_it_is_ended_with_everything_it_brought(tmp_path):
     batch, rows = (
         Batch("tag", "http://x/v1", None, 2.0),
-        [BatchRow("", k, "t", "{}", "m") for k in ("k1", "k2", "k3")],
+        [BatchRow("", k, "t", "{}", "m", 0.1) for k in ("k1", "k2", "k3")],
     )
     with open_store(tmp_path / "a.sqlite") as store:
         store.put_failure(FailedRow("k1", "t", "empty", "before"))

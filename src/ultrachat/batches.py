@@ -69,13 +69,13 @@ class _Waiting:
     row: BatchRow
     endpoint: Endpoint
     line: str  # of the batch file
-    worst_usd: float
     answer: asyncio.Future[Row]
     tries: int = 0
 
 
 class Results(NamedTuple):
-    """What response lines brought: rows for the ledger, failures for good, and what to ask again.
+    """What response lines brought: rows for the ledger, failures for good, and what to ask again; and the
+    token counts of whatever was generated, which is charged whether it will do or not.
 
     Ours: every row of a batch ends in one of the three.
     """
@@ -83,6 +83,11 @@ class Results(NamedTuple):
     answers: list[Row]
     failures: list[FailedRow]
     again: dict[str, TryAgain]
+    generated: dict[str, tuple[int | None, int | None]]
+
+
+def _nothing() -> Results:
+    return Results([], [], {}, {})
 
 
 class Desk:
@@ -127,11 +132,12 @@ class Desk:
 
         Raises CallFailed when there is no answer, Stop when nothing more can come, Halted when not sent.
         """
-        row = BatchRow("", key, request.task, canonical(dict(request.inputs)), endpoint.model)
+        worst = self._budget.worst_usd(endpoint.model, prompt_bytes(request.messages), sampling["max_tokens"])
+        inputs = canonical(dict(request.inputs))
+        row = BatchRow("", key, request.task, inputs, endpoint.model, worst * BATCH_DISCOUNT)
         body = body_of(request, endpoint, sampling)
         line = json.dumps({"custom_id": key, "method": "POST", "url": PATH, "body": body}, ensure_ascii=False)
-        worst = self._budget.worst_usd(endpoint.model, prompt_bytes(request.messages), sampling["max_tokens"])
-        self._waiting[key] = _Waiting(row, endpoint, line, worst * BATCH_DISCOUNT, asyncio.Future())
+        self._waiting[key] = _Waiting(row, endpoint, line, asyncio.Future())
         return await self._waiting[key].answer
 
     # ---- rounds -------------------------------------------------------------------------------
@@ -163,7 +169,7 @@ class Desk:
                 if batch_id:
                     self._store.confirm_batch(batch, batch_id)
                 else:
-                    self._end(batch, Results([], [], {}), 0.0)
+                    self._end(batch, _nothing(), 0.0)
         under_way = {key for batch in self._open_batches() for key in self._store.batch_rows(batch.tag)}
         for base_url in self._endpoints:
             new = [
@@ -184,7 +190,7 @@ class Desk:
         """Write a batch down, send it, and write down what the server calls it."""
         if self._halting.is_set():
             raise Halted
-        worst = sum(waiting.worst_usd for waiting in part)
+        worst = sum(waiting.row.worst_usd for waiting in part)
         if not self._budget.fits(worst):
             raise self._budget.exhausted(worst)
         keys = "".join(f"{w.row.key}{w.tries}" for w in part)
@@ -224,20 +230,13 @@ class Desk:
     async def _take_in(self, batch: Batch) -> None:
         """Wait for a batch to be over, commit what it brought, and let those who waited for it run on."""
         client, rows = self._client(batch.base_url), self._store.batch_rows(batch.tag)
-
-        async def look() -> Any:
-            return await client.batches.retrieve(batch.batch_id or "")
-
-        wait_seconds = min(1.0, self._poll_seconds)
-        while (state := await self._steadily(batch.base_url, look)).status not in OVER:
-            await self._sleep(wait_seconds)
-            wait_seconds = min(1.5 * wait_seconds, self._poll_seconds)
+        state = await self._over(batch)
         lines: list[bytes] = []
-        for file_id in (state.output_file_id, state.error_file_id):
+        for file_id in (state.output_file_id, state.error_file_id) if state else ():
             if file_id:
                 lines += await self._steadily(batch.base_url, lambda id=file_id: _download(client, id))
-        if state.status == "failed" and not lines:
-            self._end(batch, Results([], [], {}), 0.0)
+        if state and state.status == "failed" and not lines:
+            self._end(batch, _nothing(), 0.0)
             raise Stop(
                 f"{batch.base_url}: the batch was rejected before it began; run again later, or via calls"
             )
@@ -250,19 +249,27 @@ class Desk:
             waiting = self._waiting.get(key)
             if waiting and waiting.tries + 1 >= self._patience.max_tries:
                 results.failures.append(FailedRow(key, rows[key].task, failed.kind, str(failed)))
-        self._end(batch, results, self._bill(results.answers, rows))
+        price = self._budget.usd
+        bill = sum(
+            price(rows[key].model, tokens, rows[key].worst_usd / BATCH_DISCOUNT) * BATCH_DISCOUNT
+            for key, tokens in results.generated.items()
+        )
+        self._end(batch, results, bill if state else batch.worst_usd)
 
-    def _bill(self, answers: list[Row], rows: Mapping[str, BatchRow]) -> float:
-        """Return what the answers of a batch cost at most."""
-        usd = 0.0
-        for row in answers:
-            waiting = self._waiting.get(row.key)
-            worst = waiting.worst_usd / BATCH_DISCOUNT if waiting else 0.0
-            usd += (
-                self._budget.usd(row.model, (row.prompt_tokens, row.completion_tokens), worst)
-                * BATCH_DISCOUNT
-            )
-        return usd
+    async def _over(self, batch: Batch) -> Any:
+        """Return the server's word on a batch once it is over, None when the server has forgotten it."""
+
+        async def look() -> Any:
+            try:
+                return await self._client(batch.base_url).batches.retrieve(batch.batch_id or "")
+            except openai.NotFoundError:
+                return None
+
+        wait_seconds = min(1.0, self._poll_seconds)
+        while (state := await self._steadily(batch.base_url, look)) and state.status not in OVER:
+            await self._sleep(wait_seconds)
+            wait_seconds = min(1.5 * wait_seconds, self._poll_seconds)
+        return state
 
     def _end(self, batch: Batch, results: Results, usd: float) -> None:
         """Commit a batch's results, bill and end together, and tell those who waited."""
@@ -370,7 +377,7 @@ def read_responses(lines: Iterable[Any], rows: Mapping[str, BatchRow], endpoint:
 
     Ours: the same judgement as over single calls.
     """
-    results, seen = Results([], [], {}), set()
+    results, seen = _nothing(), set()
     for line in lines:
         key = line.get("custom_id") if isinstance(line, dict) else None
         row = rows.get(key) if isinstance(key, str) else None
@@ -384,8 +391,10 @@ def read_responses(lines: Iterable[Any], rows: Mapping[str, BatchRow], endpoint:
             reply = Reply(response.get("status_code"), {}, json.dumps(response["body"]).encode())
             if reply.status != 200:
                 raise read_status(reply, endpoint or Endpoint(), row.task, row.inputs)
+            results.generated[row.key] = None, None
             completion = read_completion(reply)
-            text, tokens = accepted_text(completion), token_counts(completion)
+            tokens = results.generated[row.key] = token_counts(completion)
+            text = accepted_text(completion)
             results.answers.append(Row(row.key, row.task, row.inputs, row.model, text, *tokens))
         except TryAgain as failed:
             results.again[row.key] = failed

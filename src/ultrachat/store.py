@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS batches (
     tag TEXT PRIMARY KEY, base_url TEXT NOT NULL, batch_id TEXT, worst_usd REAL NOT NULL, row_sha256 TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS batch_rows (
     tag TEXT NOT NULL, key TEXT NOT NULL, task TEXT NOT NULL, inputs TEXT NOT NULL, model TEXT NOT NULL,
-    row_sha256 TEXT NOT NULL, PRIMARY KEY (tag, key));
+    worst_usd REAL NOT NULL, row_sha256 TEXT NOT NULL, PRIMARY KEY (tag, key));
 CREATE TABLE IF NOT EXISTS merged (shard TEXT PRIMARY KEY, spent_usd REAL NOT NULL, row_sha256 TEXT NOT NULL);
 """
 
@@ -92,7 +92,7 @@ class Batch(NamedTuple):
 
 
 class BatchRow(NamedTuple):
-    """A question in a batch, with what its ledger row will need.
+    """A question in a batch, with what its ledger row will need and what it may cost at most.
 
     Ours: results come back under the key, in any order.
     """
@@ -102,6 +102,7 @@ class BatchRow(NamedTuple):
     task: str
     inputs: str
     model: str
+    worst_usd: float
 
 
 def canonical(value: Any) -> str:
