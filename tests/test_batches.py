@@ -165,6 +165,21 @@ def test_what_was_generated_and_will_not_do_is_paid_for(tmp_path, quick):
         assert store.money()[0] == pytest.approx(billed)
 
 
+def test_a_batch_holds_what_fits_under_the_cap_and_the_rest_follows(tmp_path, quick):
+    server, prices = quick(), {"a-model": [100.0, 1000.0]}
+
+    async def ask_short(ask, n):
+        return await ask(
+            Request(task="t", inputs={"n": n}, messages=one_message("Name a boat."), max_tokens=2000)
+        )
+
+    # a row may cost a dollar and costs much less: two fit at first, more when the first have come back
+    done, failed = batched(tmp_path, server, prices=prices, budget_usd=2.5).map(ask_short, range(4))
+    assert len(done) == 4 and not failed and n_batches(server) >= 2
+    with open_store(tmp_path / "a.sqlite") as store:
+        assert store.money()[0] <= 2.5
+
+
 def test_a_batch_that_the_server_has_forgotten_counts_as_billed_and_is_asked_again(tmp_path, quick):
     server, prices = quick(), {"a-model": [100.0, 1000.0]}
     with open_store(tmp_path / "a.sqlite") as store:
@@ -197,7 +212,7 @@ def test_a_kill_around_any_commit_pays_nothing_twice(tmp_path, quick, method, be
     """Before confirm_batch the server has the batch and the ledger does not know its name."""
     server = quick()
     code = DIE.format(method=method, before=before, talk=str(TALK))
-    environment = os.environ | {"PYTHONPATH": str(TALK.parent)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TALK.parent), *sys.path])}
     command = [sys.executable, "-c", code, server.url, str(tmp_path), "--batch"]
     killed = subprocess.run(command, env=environment, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL

@@ -39,6 +39,7 @@ from ultrachat.calls import (
     Request,
     TryAgain,
     accepted_text,
+    asked_to_wait,
     body_of,
     read_completion,
     read_status,
@@ -55,6 +56,7 @@ from ultrachat.store import Batch, BatchRow, FailedRow, Row, Store, canonical, o
 PATH = "/v1/chat/completions"
 WINDOW = "24h"
 MAX_ROWS, MAX_BYTES = 50_000, 190_000_000  # what a batch may hold: OpenAI's limits, with a margin
+OPERATION_SECONDS = 600.0  # for one try: a large file takes its time
 OVER = ("completed", "failed", "expired", "cancelled")
 EXPORTED = "exported"  # the tag of what was written to a file
 EXPORT_FILE = "batch_requests.jsonl"
@@ -187,12 +189,19 @@ class Desk:
         return [b for b in self._store.batches() if b.base_url in self._endpoints and b.tag != EXPORTED]
 
     async def _submit(self, base_url: str, part: list[_Waiting]) -> None:
-        """Write a batch down, send it, and write down what the server calls it."""
+        """Write a batch of what fits under the cap down, send it, and write down what the server calls it."""
         if self._halting.is_set():
             raise Halted
-        worst = sum(waiting.row.worst_usd for waiting in part)
-        if not self._budget.fits(worst):
-            raise self._budget.exhausted(worst)
+        worst = 0.0
+        for n, waiting in enumerate(part):
+            if not self._budget.fits(worst + waiting.row.worst_usd):
+                part = part[:n]
+                break
+            worst += waiting.row.worst_usd
+        if not part:
+            if not self._open_batches():
+                raise self._budget.exhausted(waiting.row.worst_usd)
+            return  # what they cost in the end may leave enough
         keys = "".join(f"{w.row.key}{w.tries}" for w in part)
         tag = hashlib.sha256(f"{keys}{random.random()}".encode()).hexdigest()[:32]
         batch = Batch(tag, base_url, None, worst)
@@ -307,7 +316,11 @@ class Desk:
                 follow_redirects=False,  # as in `endpoints`
             )
             self._clients[base_url] = openai.AsyncOpenAI(
-                api_key=endpoint.key(), base_url=base_url, http_client=http, max_retries=0, timeout=600.0
+                api_key=endpoint.key(),
+                base_url=base_url,
+                http_client=http,
+                max_retries=0,
+                timeout=OPERATION_SECONDS,
             )
         return self._clients[base_url]
 
@@ -317,18 +330,19 @@ class Desk:
             if attempt:
                 await self._sleep(random.uniform(0, min(30.0, 0.5 * 2 ** (attempt - 1))))
             try:
-                return await operation()
+                async with asyncio.timeout(OPERATION_SECONDS):
+                    return await operation()
             except openai.APIStatusError as error:
                 reply = Reply(error.status_code, error.response.headers, error.response.content)
                 try:
                     raise read_status(reply, self._endpoints[base_url], "batch", "{}") from None
                 except TryAgain:
-                    continue
+                    await self._sleep(asked_to_wait(error.response.headers))
                 except CallFailed as failed:
                     raise Stop(f"{base_url}: batch refused: {failed}") from None
                 except Stop as stop:
                     raise stop from None  # the SDK's error, which may echo the key, stays out of a traceback
-            except (openai.APIError, ValueError):  # no connection, or a reply that is no JSON
+            except (openai.APIError, ValueError, TimeoutError):  # no connection, or a reply that is no JSON
                 continue
         raise Stop(
             f"{base_url}: no answer about a batch in {self._patience.max_tries} tries; run again later"

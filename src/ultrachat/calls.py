@@ -34,7 +34,7 @@ from ultrachat.recorded import NOT_RECORDED, Reply, name_request
 from ultrachat.store import canonical
 
 HOW_TO_GO_LIVE = "set base_url and model to a live teacher and OPENAI_API_KEY to its key"
-MAX_WAIT_SECONDS = 600.0  # a server that asks for more is down for today
+MAX_WAIT_SECONDS = 600.0
 MAX_ANSWER_CHARACTERS = 200_000
 MAX_REJECTED = 10
 
@@ -99,7 +99,7 @@ class Patience(NamedTuple):
     """
 
     deadline_seconds: float = 120.0
-    max_tries: int = 6
+    max_tries: int = 8
     max_failed_in_a_row: int = 200
 
 
@@ -225,11 +225,7 @@ class Caller:
     def _read_status(self, reply: Reply, request: Request) -> CallFailed:
         """Return the failure that an HTTP status stands for; a Retry-After holds back every worker."""
         failed = read_status(reply, self.endpoint, request.task, canonical(dict(request.inputs)))
-        seconds = retry_after_seconds(reply.headers)
-        if seconds is not None:
-            if seconds > MAX_WAIT_SECONDS:
-                raise Stop(f"the server asks to wait {seconds:,.0f} s; run again then, nothing is lost")
-            self._pace.hold(seconds)
+        self._pace.hold(asked_to_wait(reply.headers))
         return failed
 
 
@@ -254,6 +250,17 @@ def read_status(reply: Reply, endpoint: Endpoint, task: str, inputs: str) -> Cal
     if status in (408, 409, 429) or status >= 500:
         return TryAgain(f"http_{status}", f"HTTP {status} from {url}")
     return CallFailed(f"http_{status}", f"request rejected with HTTP {status}")
+
+
+def asked_to_wait(headers: Mapping[str, str]) -> float:
+    """Return the seconds that a server asks to wait, 0 when it does not; Stop when that is too long.
+
+    Ours: ten minutes; a server that asks for more is down for today.
+    """
+    seconds = retry_after_seconds(headers) or 0.0
+    if seconds > MAX_WAIT_SECONDS:
+        raise Stop(f"the server asks to wait {seconds:,.0f} s; run again then, nothing is lost")
+    return seconds
 
 
 def error_code(reply: Reply) -> str | None:

@@ -151,7 +151,7 @@ class Teacher:
     max_tokens: int = 2048
     concurrency: int = 16
     deadline_seconds: float = 120.0
-    max_tries: int = 6
+    max_tries: int = 8
     max_failed_in_a_row: int = 200
     prices: Mapping[str, Sequence[float]] = field(default_factory=dict)
     budget_usd: float | None = None
