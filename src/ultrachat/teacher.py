@@ -19,21 +19,17 @@ they cost (`money`).
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import threading
-import time
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -44,6 +40,7 @@ from tqdm import tqdm
 from ultrachat.calls import Caller, CallFailed, Halted, Patience, Request
 from ultrachat.endpoints import LOOPBACK, Endpoint
 from ultrachat.errors import Stop
+from ultrachat.interrupts import run_interruptibly
 from ultrachat.money import BATCH_DISCOUNT, BYTES_PER_TOKEN, Budget, Forecast, prompt_bytes, read_prices
 from ultrachat.pacing import Pace
 from ultrachat.recorded import RECORDED, stand_in
@@ -229,7 +226,7 @@ class Teacher:
         items = list(items)
         if label and not self.recorded:
             print(f"{label}, {self.forecast(function, items)}")
-        return self._in_own_loop(self._map(function, items, label))
+        return run_interruptibly(self._map(function, items, label), self._halting)
 
     def forecast(
         self, function: Callable[[Ask, Item], Awaitable[Any]], items: Iterable[Item], anew: bool = False
@@ -241,42 +238,7 @@ class Teacher:
         """
         items = list(items)
         played = self._forecast(function, items[:ITEMS_FORECAST], anew)
-        return self._in_own_loop(played).scaled(len(items))
-
-    def _in_own_loop(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine to its end in a thread of its own: a notebook's main thread already runs a loop.
-
-        The first Ctrl-C lets it finish what is under way, the second cancels that too; either way it is over,
-        and the ledger closed, before KeyboardInterrupt is raised.
-        """
-        self._halting.clear()
-        finished: dict[str, Any] = {}
-        done = threading.Event()
-
-        async def cancellable() -> Result:
-            finished["loop"], finished["task"] = asyncio.get_running_loop(), asyncio.current_task()
-            return await work
-
-        def run() -> None:
-            try:
-                finished["value"] = asyncio.run(cancellable())
-            except BaseException as error:
-                finished["error"] = error
-            done.set()
-
-        with _ctrl_c() as presses:
-            threading.Thread(target=run, daemon=True).start()
-            while not done.wait(0.1):
-                if presses:
-                    self._halting.set()
-                if len(presses) > 1 and "task" in finished:
-                    with suppress(RuntimeError):  # it has just ended
-                        finished["loop"].call_soon_threadsafe(finished["task"].cancel)
-        if "error" in finished and not isinstance(finished["error"], asyncio.CancelledError):
-            raise finished["error"]
-        if presses:
-            raise KeyboardInterrupt
-        return finished["value"]
+        return run_interruptibly(played, self._halting).scaled(len(items))
 
     async def _map(
         self, function: Callable, items: list[Any], label: str | None
@@ -449,29 +411,6 @@ def open_teacher(run: Run, seats: Mapping[str, Endpoint] | None = None, **settin
     common["budget_usd"] = common.get("budget_usd", 0.0) / run.n_shards or None  # 0: no cap
     where = run.parameters["base_url"], run.parameters["model"]
     return Teacher(run.store_path, *where, seats or {}, **(common | settings))
-
-
-@contextmanager
-def _ctrl_c() -> Iterator[list[float]]:
-    """Collect every Ctrl-C in a list instead of raising KeyboardInterrupt wherever it happens to fall.
-
-    A third one raises it all the same. Signals come to the main thread only; in another there are none.
-    """
-    presses: list[float] = []
-
-    def press(signum: int, frame: Any) -> None:
-        presses.append(time.monotonic())
-        if len(presses) > 2:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield presses
-        return
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield presses
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _progress_bar(total: int, label: str | None, live: bool) -> tqdm:
