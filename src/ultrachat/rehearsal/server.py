@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import signal
 import threading
 import time
 from argparse import ArgumentParser, Namespace
@@ -397,11 +398,13 @@ def _number(name: str, text: str, kind: str) -> Any:
 
 
 def serve(settings: Settings, host: str, port: str, log_path: Path | None) -> None:
-    """Serve until Ctrl-C. Raises Stop when the port is taken or the log cannot be written.
+    """Serve until Ctrl-C or SIGTERM. Raises Stop when the port is taken or the log cannot be written.
 
     Ours: it prints where it is, how to point the pipeline at it and, at the end, what it billed.
     """
     number = _number("port", port, "int")
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs do not hear Ctrl-C by themselves
+        signal.signal(signum, signal.default_int_handler)
     with RehearsalServer(settings, host, number, log_path, keep_messages=False) as server:
         print(f"rehearsal server at {server.url}; Ctrl-C ends it", flush=True)
         print(
