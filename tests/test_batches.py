@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -42,6 +43,10 @@ def request(text: str, **fields) -> Request:
 
 async def put(ask, text):
     return await ask(request(text))
+
+
+async def put_to_both(ask, text):
+    return await asyncio.gather(*(ask(request(text, seat=seat)) for seat in ("user", "assistant")))
 
 
 @pytest.fixture
@@ -121,6 +126,10 @@ def test_equal_questions_are_one_row_of_the_batch(tmp_path, quick):
 
 def test_two_seats_are_two_batches_at_two_servers(tmp_path, quick):
     server, other = quick(), quick()
+    both = batched(tmp_path / "one", server, seats={"user": Endpoint(server.url, "user-model")})
+    both.map(put_to_both, ["a", "b"])
+    assert n_batches(server) == 2  # a batch may hold one model only
+    server.log.clear()
     teacher = batched(tmp_path, server, seats={"user": Endpoint(other.url, "user-model")})
     done, _ = teacher.map(talk, OPENINGS[:3])
     assert len(done) == 3
@@ -345,10 +354,25 @@ def test_every_line_is_an_answer_a_failure_or_asked_again():
     }  # fmt: skip
 
 
-def test_a_row_that_says_the_model_is_gone_stops_the_run():
-    rows = {"a": BatchRow("tag", "a", "t", "{}", "m", 0.5)}
-    with pytest.raises(Stop, match="is not found"):
-        read_responses([said("a", 404)], rows, Endpoint("http://127.0.0.1:9/v1", "m"))
+def test_a_row_that_says_the_model_is_gone_stops_the_run_once_the_others_are_safe():
+    rows = {k: BatchRow("tag", k, "t", "{}", "m", 0.5) for k in "ab"}
+    lines = [said("a", 404), said("b", **whole("fine"))]
+    results = read_responses(lines, rows, Endpoint("http://127.0.0.1:9/v1", "m"))
+    assert "is not found" in str(results.stop) and list(results.again) == ["a"]
+    assert [row.key for row in results.answers] == ["b"]
+
+
+def test_a_question_in_a_batch_under_way_is_not_asked_by_a_call(tmp_path):
+    with RehearsalServer(Settings(batch_seconds=3.0)) as server:
+        command = [sys.executable, str(TALK), server.url, str(tmp_path), "--batch"]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while not n_batches(server):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+        by_calls = subprocess.run(command[:-1], capture_output=True, text=True, timeout=60, check=False)
+        assert by_calls.returncode != 0 and "take it in with via=batches" in by_calls.stderr
+        assert not any(asked.path.endswith("/chat/completions") and not asked.batch for asked in server.log)
 
 
 def test_the_recorded_teacher_has_no_batches(tmp_path):

@@ -112,7 +112,7 @@ def test_a_cap_needs_every_price_and_is_a_number(tmp_path, server):
         )
     own = Teacher(tmp_path / "a.sqlite", server.url, "other", prices=PRICES, budget_usd=1.0)
     assert own.ask(request("a")) and own.usage()["spent_usd"] == 0.0  # on this very machine: free
-    with pytest.raises(Stop, match="budget_usd: expected a number of dollars"):
+    with pytest.raises(Stop, match="budget_usd: expected a number of at least 0"):
         teacher(tmp_path, server, budget_usd=-1.0)
     assert len(server.log) == 1
 

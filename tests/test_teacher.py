@@ -96,12 +96,12 @@ def test_everything_that_shapes_an_answer_is_in_its_key(tmp_path, server):
         (live(tmp_path, server, temperature=0.5), base),
         (live(tmp_path, server, max_tokens=9), base),
         (Teacher(tmp_path / "answers.sqlite", server.url, "other"), base),
-        (Teacher(tmp_path / "answers.sqlite", server.url + "/", "a-model"), base),
     ]
     for number, (teacher, asked) in enumerate(changed, start=2):
         teacher.ask(asked)
         assert len(server.log) == number
     live(tmp_path, server).ask(base)
+    Teacher(tmp_path / "answers.sqlite", server.url + "/", "a-model").ask(base)  # the same place
     assert len(server.log) == len(changed) + 1
 
 
@@ -300,16 +300,26 @@ def test_nobody_listening(tmp_path, no_backoff):
 def test_a_server_that_stays_down_stops_the_run(tmp_path, server, no_backoff):
     server.fault = lambda text, nth: FAULTS["http_503"]
     teacher = live(tmp_path, server, concurrency=4, max_tries=5, max_failed_in_a_row=12)
-    with pytest.raises(Stop, match=r"1[2-9] calls failed in a row, the last: HTTP 503"):
+    with pytest.raises(Stop, match=r"1[6-9] calls failed in a row, the last: HTTP 503"):
         teacher.map(put, [str(i) for i in range(1000)])
-    assert len(server.log) <= 12 + 3  # those already under way come on top
+    assert len(server.log) <= 4 * 4 + 3  # those already under way come on top
+    server.fault = lambda text, nth: None  # what failed meanwhile was not the items' fault
+    assert len(live(tmp_path, server).map(put, [str(i) for i in range(50)])[0]) == 50
+
+
+def test_a_hiccup_that_fails_everybody_under_way_is_no_outage(tmp_path, server):
+    end = time.monotonic() + 0.4
+    server.fault = lambda text, nth: FAULTS["http_503"] if time.monotonic() < end else None
+    teacher = live(tmp_path, server, concurrency=64, max_failed_in_a_row=20)
+    done, failed = teacher.map(put, [str(i) for i in range(200)])
+    assert len(done) == 200 and not failed
 
 
 def test_a_server_that_rejects_everything_from_the_start_stops_the_run(tmp_path, server):
     """A wrong model name is HTTP 400 at `transformers serve`."""
     server.fault = lambda text, nth: error(400)
     with pytest.raises(
-        Stop, match=r"the first 10 requests were rejected .*HTTP 400.*check model, now 'a-model'"
+        Stop, match=r"10 requests in a row were rejected .*HTTP 400.*check model, now 'a-model'"
     ):
         live(tmp_path, server, concurrency=2).map(put, [str(i) for i in range(100)])
     assert len(server.log) <= 12
@@ -348,6 +358,7 @@ ECHO = f"Incorrect API key provided: {CANARY}. You can find your key at …"
         (error(403, ECHO), "key refused (HTTP 403)"),
         (error(404, ECHO), "model: 'a-model' is not found"),
         (error(429, ECHO, code="insufficient_quota"), "quota is exhausted"),
+        (error(402, ECHO), "quota is exhausted"),
         (error(429, ECHO, headers={"Retry-After": "3600"}), "asks to wait 3,600 s"),
         (error(503, ECHO, headers={"Retry-After": "inf"}), "asks to wait"),
     ],
@@ -409,8 +420,13 @@ def test_a_live_teacher_needs_a_model(tmp_path):
     for url, model in (("http://127.0.0.1:9/v1", ""), ("https://example.org/v1", "recorded")):
         with pytest.raises(Stop, match="model: expected the name of a model"):
             Teacher(tmp_path / "a.sqlite", url, model)
-    with pytest.raises(Stop, match="concurrency"):
-        Teacher(tmp_path / "a.sqlite", concurrency=0)
+    for name, value in (("concurrency", 0), ("concurrency", 2.5), ("concurrency", "4"), ("max_tries", 0),
+                        ("deadline_seconds", "5"), ("temperature", "x"), ("budget_usd", "3"), ("prices", [1, 2])):  # fmt: skip
+        with pytest.raises(Stop, match=f"{name}: expected"):
+            Teacher(tmp_path / "a.sqlite", **{name: value})
+    for url in (5, "http://127.0.0.1:9/v1?key=x"):
+        with pytest.raises(Stop, match="base_url: expected"):
+            Endpoint(url, "m")
 
 
 @pytest.mark.parametrize(
@@ -422,6 +438,7 @@ def test_a_live_teacher_needs_a_model(tmp_path):
         ({"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30.0),
         ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT", "date": "Wed, 21 Oct 2026 07:28:30 GMT"}, 0.0),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 +99999999999999"}, None),
         ({"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT", "date": "nonsense"}, None),
         ({}, None),
     ],

@@ -49,7 +49,7 @@ class Mode(NamedTuple):
 MODES = (
     Mode("single calls, 30 % fast faults", 600, 4.0, FAULTS, {}, 0.5),
     Mode(
-        "batches, 30 % of rows failed or expired, 30 % fast faults", 100, 0.45,
+        "batches, 30 % of rows failed or expired, 30 % fast faults", 100, 0.30,
         FAULTS | {"batch_seconds": 0.3, "batch_row_fault_fraction": 0.2, "batch_expired_fraction": 0.1},
         {"via": "batches", "batch_poll_seconds": 0.05}, 1.5,
     ),

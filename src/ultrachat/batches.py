@@ -86,6 +86,7 @@ class Results(NamedTuple):
     failures: list[FailedRow]
     again: dict[str, TryAgain]
     generated: dict[str, tuple[int | None, int | None]]
+    stop: Stop | None = None  # to be raised once the rest is safe
 
 
 def _nothing() -> Results:
@@ -124,10 +125,12 @@ class Desk:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._work.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._work
-        for client in self._clients.values():
-            await client.close()
+        try:
+            with suppress(asyncio.CancelledError):
+                await self._work
+        finally:
+            for client in self._clients.values():
+                await client.close()
 
     async def row(self, key: str, request: Request, endpoint: Endpoint, sampling: Mapping[str, Any]) -> Row:
         """Return the ledger's row for a request once a batch has brought it.
@@ -158,7 +161,8 @@ class Desk:
                 await self._round()
             except Exception as error:  # whoever waits is told, in the order in which they came
                 for waiting in self._waiting.values():
-                    waiting.answer.set_exception(error)
+                    if not waiting.answer.done():
+                        waiting.answer.set_exception(error)
                 self._waiting.clear()
             if len(self._waiting) == n_waiting:
                 self.everybody_waits.set()  # nobody moved on: every row is to be asked again
@@ -173,14 +177,10 @@ class Desk:
                 else:
                     self._end(batch, _nothing(), 0.0)
         under_way = {key for batch in self._open_batches() for key in self._store.batch_rows(batch.tag)}
-        for base_url in self._endpoints:
-            new = [
-                w
-                for key, w in self._waiting.items()
-                if w.endpoint.base_url == base_url and key not in under_way
-            ]
+        for endpoint in {w.endpoint for w in self._waiting.values()}:  # a batch holds one model only
+            new = [w for key, w in self._waiting.items() if w.endpoint == endpoint and key not in under_way]
             for part in _parts(new):
-                await self._submit(base_url, part)
+                await self._submit(endpoint.base_url, part)
         for batch in self._open_batches():
             await self._take_in(batch)
 
@@ -210,17 +210,20 @@ class Desk:
         data = "".join(w.line + "\n" for w in part).encode()
         client = self._client(base_url)
 
+        tried = False
+
         async def upload() -> str:
-            return (await client.files.create(file=("requests.jsonl", data), purpose="batch")).id
+            return _text((await client.files.create(file=("requests.jsonl", data), purpose="batch")).id)
 
         async def create() -> str:
-            found = await self._find(batch)  # a try before this one may have got through
-            if found:
+            nonlocal tried
+            if tried and (found := await self._find(batch)):  # the try before this one got through
                 return found
+            tried = True
             made = await client.batches.create(
                 input_file_id=file_id, endpoint=PATH, completion_window=WINDOW, metadata={"ultrachat": tag}
             )
-            return made.id
+            return _text(made.id)
 
         file_id = await self._steadily(base_url, upload)
         self._store.confirm_batch(batch, await self._steadily(base_url, create))
@@ -231,7 +234,7 @@ class Desk:
         async def look() -> str | None:
             async for candidate in self._client(batch.base_url).batches.list(limit=100):
                 if (candidate.metadata or {}).get("ultrachat") == batch.tag:
-                    return candidate.id
+                    return _text(candidate.id)
             return None
 
         return await self._steadily(batch.base_url, look)
@@ -250,10 +253,11 @@ class Desk:
                 f"{batch.base_url}: the batch was rejected before it began; run again later, or via calls"
             )
         results = read_responses(map(_parsed, lines), rows, self._endpoints[batch.base_url])
-        for key in (
-            rows.keys() - {row.key for row in (*results.answers, *results.failures)} - results.again.keys()
-        ):
+        read = {row.key for row in (*results.answers, *results.failures)} | results.again.keys()
+        for key in rows.keys() - read:
             results.again[key] = TryAgain("expired", "the batch ended without this row")
+            if state and state.status == "completed":  # it was done, and its line is lost
+                results.generated[key] = None, None
         for key, failed in results.again.items():
             waiting = self._waiting.get(key)
             if waiting and waiting.tries + 1 >= self._patience.max_tries:
@@ -264,13 +268,17 @@ class Desk:
             for key, tokens in results.generated.items()
         )
         self._end(batch, results, bill if state else batch.worst_usd)
+        if results.stop:
+            raise results.stop
 
     async def _over(self, batch: Batch) -> Any:
         """Return the server's word on a batch once it is over, None when the server has forgotten it."""
 
         async def look() -> Any:
             try:
-                return await self._client(batch.base_url).batches.retrieve(batch.batch_id or "")
+                state = await self._client(batch.base_url).batches.retrieve(batch.batch_id or "")
+                _text(state.status)
+                return state
             except openai.NotFoundError:
                 return None
 
@@ -285,10 +293,12 @@ class Desk:
         self._budget.end_batch(batch.worst_usd, usd)
         self._store.end_batch(batch.tag, results.answers, results.failures, self._budget.spent_usd)
         for row in results.answers:
-            if waiting := self._waiting.pop(row.key, None):
+            waiting = self._waiting.pop(row.key, None)
+            if waiting and not waiting.answer.done():
                 waiting.answer.set_result(row)
         for failed in results.failures:
-            if waiting := self._waiting.pop(failed.key, None):
+            waiting = self._waiting.pop(failed.key, None)
+            if waiting and not waiting.answer.done():
                 waiting.answer.set_exception(CallFailed(failed.kind, failed.line))
         for key in results.again:
             if waiting := self._waiting.get(key):
@@ -342,7 +352,8 @@ class Desk:
                     raise Stop(f"{base_url}: batch refused: {failed}") from None
                 except Stop as stop:
                     raise stop from None  # the SDK's error, which may echo the key, stays out of a traceback
-            except (openai.APIError, ValueError, TimeoutError):  # no connection, or a reply that is no JSON
+            except (openai.APIError, ValueError, TypeError, AttributeError, TimeoutError):
+                # no connection, or a reply that is not what the API says: the SDK checks nothing
                 continue
         raise Stop(
             f"{base_url}: no answer about a batch in {self._patience.max_tries} tries; run again later"
@@ -354,6 +365,13 @@ class Desk:
             if self._halting.is_set():
                 raise Halted
             await asyncio.sleep(min(seconds, 0.2))
+
+
+def _text(value: Any) -> str:
+    """Return an id or status; ValueError when the server gave something else."""
+    if not isinstance(value, str) or not value:
+        raise ValueError("not a text")
+    return value
 
 
 def _parts(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:
@@ -386,8 +404,8 @@ def _parsed(line: bytes) -> Any:
 def read_responses(lines: Iterable[Any], rows: Mapping[str, BatchRow], endpoint: Endpoint | None) -> Results:
     """Return what the objects of an output or error file, in any order, mean for the questions in `rows`.
 
-    Lines about other questions, and second lines about one, are ignored. Raises Stop when a row says
-    that nothing more can come (key refused, model gone).
+    Lines about other questions, and second lines about one, are ignored. A row that says that nothing more
+    can come (key refused, model gone) makes the `stop` to raise once the others are safe.
 
     Ours: the same judgement as over single calls.
     """
@@ -401,6 +419,8 @@ def read_responses(lines: Iterable[Any], rows: Mapping[str, BatchRow], endpoint:
         response = line.get("response")
         try:
             if not isinstance(response, dict) or not isinstance(response.get("body"), dict):
+                if isinstance(response, dict) and response.get("status_code") == 200:
+                    results.generated[row.key] = None, None
                 raise TryAgain("expired", "the batch ended without an answer to this row")
             reply = Reply(response.get("status_code"), {}, json.dumps(response["body"]).encode())
             if reply.status != 200:
@@ -410,6 +430,9 @@ def read_responses(lines: Iterable[Any], rows: Mapping[str, BatchRow], endpoint:
             tokens = results.generated[row.key] = token_counts(completion)
             text = accepted_text(completion)
             results.answers.append(Row(row.key, row.task, row.inputs, row.model, text, *tokens))
+        except Stop as stop:
+            results.again[row.key] = TryAgain("stopped", str(stop))
+            results = results._replace(stop=results.stop or stop)
         except TryAgain as failed:
             results.again[row.key] = failed
         except CallFailed as failed:
@@ -435,6 +458,8 @@ def import_responses(store_path: Path, file: Path) -> str:
         store.end_batch(EXPORTED, results.answers, results.failures, store.money()[0])
         if rest:
             store.put_batch(Batch(EXPORTED, "", None, 0.0), rest)
+    if results.stop:
+        raise results.stop
     return (
         f"{len(rows):,} requests = {len(results.answers):,} answered + {len(results.failures):,} set aside + "
         f"{len(rest):,} still without a response"

@@ -4,7 +4,7 @@ What may come back, and what becomes of it:
 
     try again, with full jitter     429, 5xx, 408, 409 · no connection, cut off · past the deadline ·
                                     a reply that is no chat completion · an empty answer
-    set aside, never asked twice    refusal · finish_reason other than "stop" · too long · other 4xx
+    set aside                       refusal · finish_reason other than "stop" · too long · other 4xx
     stop the run, in one line       key refused · model gone · quota exhausted · told to wait for long ·
                                     so many failures in a row that the server must be down
 
@@ -36,7 +36,7 @@ from ultrachat.store import canonical
 HOW_TO_GO_LIVE = "set base_url and model to a live teacher and OPENAI_API_KEY to its key"
 MAX_WAIT_SECONDS = 600.0
 MAX_ANSWER_CHARACTERS = 200_000
-MAX_REJECTED = 10
+MAX_REJECTED_AT_FIRST, MAX_REJECTED = 10, 100  # in a row: before any answer, and after one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,13 @@ class CallFailed(Exception):
     def __init__(self, kind: str, line: str) -> None:
         super().__init__(line)
         self.kind = kind
+
+
+class ServerDown(Stop):
+    """The run stops because a server answers nobody any more; what failed meanwhile is not the items' fault.
+
+    Ours: an outage sets nothing aside.
+    """
 
 
 class TryAgain(CallFailed):
@@ -132,7 +139,8 @@ class Caller:
         self._halting = halting
         self._gate = asyncio.Lock()
         self._failed_in_a_row = 0
-        self._rejected: int | None = 0  # requests before the first answer; None after it
+        self._rejected = 0  # requests in a row
+        self._max_rejected = MAX_REJECTED_AT_FIRST
 
     async def answer(self, request: Request, sampling: Mapping[str, Any]) -> Answer:
         """Return the answer after as many tries as it takes.
@@ -143,6 +151,8 @@ class Caller:
         n_bytes = prompt_bytes(request.messages)
         tokens = n_bytes / BYTES_PER_TOKEN + sampling["max_tokens"]
         worst = self._budget.worst_usd(self.endpoint.model, n_bytes, sampling["max_tokens"])
+        if self.endpoint.recorded:  # what a price is given for is a forecast
+            worst = 0.0
         for attempt in range(self._patience.max_tries):
             sent = await self._wait_to_send(attempt, tokens)
             try:
@@ -150,7 +160,7 @@ class Caller:
             except TryAgain as failed:
                 self._failed_in_a_row += 1
                 if self._failed_in_a_row >= self._patience.max_failed_in_a_row:
-                    raise Stop(
+                    raise ServerDown(
                         f"{self._failed_in_a_row} calls failed in a row, the last: {failed}; run again later"
                     ) from None
                 if attempt + 1 == self._patience.max_tries:
@@ -160,19 +170,20 @@ class Caller:
                 self._count_rejection(failed)
                 raise
             else:
-                self._failed_in_a_row, self._rejected = 0, None
+                self._failed_in_a_row = self._rejected = 0
+                self._max_rejected = MAX_REJECTED
                 return answer
         raise AssertionError("at least one try")
 
     def _count_rejection(self, failed: CallFailed) -> None:
-        """Raise Stop when a server rejects everything from the start: some say so of a wrong model name."""
-        if self._rejected is None or not failed.kind.startswith("http_"):
+        """Raise Stop when a server rejects everything: from the start, some say so of a wrong model name."""
+        if not failed.kind.startswith("http_"):
             return
         self._rejected += 1
-        if self._rejected == MAX_REJECTED:
+        if self._rejected >= self._max_rejected:
             raise Stop(
-                f"{self.endpoint.base_url}: the first {MAX_REJECTED} requests were rejected ({failed}); "
-                f"check model, now {self.endpoint.model!r}"
+                f"{self.endpoint.base_url}: {self._rejected} requests in a row were rejected ({failed}); "
+                f"check model, now {self.endpoint.model!r}, and the account"
             ) from None
 
     async def _wait_to_send(self, attempt: int, tokens: float) -> Sent:
@@ -211,7 +222,7 @@ class Caller:
                 raise self._read_status(reply, request)
             completion = read_completion(reply)
             tokens = token_counts(completion)
-            bill = self._budget.usd(self.endpoint.model, tokens, worst)
+            bill = self._budget.usd(self.endpoint.model, tokens, worst) if worst else 0.0
             return Answer(accepted_text(completion), tokens)
         except TimeoutError:
             raise TryAgain("timeout", f"no answer within {self._patience.deadline_seconds:g} s") from None
@@ -243,7 +254,7 @@ def read_status(reply: Reply, endpoint: Endpoint, task: str, inputs: str) -> Cal
         raise Stop(f"model: '{endpoint.model}' is not found at {url} (HTTP 404)")
     if status in (301, 302, 303, 307, 308):
         raise Stop(f"base_url: {url} leads elsewhere (HTTP {status}); give the address it leads to")
-    if code == "insufficient_quota":
+    if status == 402 or code in ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"):
         raise Stop(f"{url}: the account's quota is exhausted; run again when it is not")
     if type(status) is not int:
         return TryAgain("unreadable", "a row without an HTTP status")

@@ -22,6 +22,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -31,7 +32,7 @@ from ultrachat.runs import DATA
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_BODY_BYTES = 4_000_000  # far more than any answer; what is longer is not read to its end
-KEEP_ALIVE_SECONDS = 4.0  # shorter than any server's: one that closes first would cost a paid try
+KEEP_ALIVE_SECONDS = 4.0  # shorter than most servers': one that closes first would cost a paid try
 
 
 class Connection(Protocol):
@@ -54,13 +55,13 @@ class HttpConnection:
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
+        self._url = endpoint.base_url + "/chat/completions"
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
             timeout=aiohttp.ClientTimeout(total=None),  # `calls` holds the deadline
             headers={"Authorization": f"Bearer {endpoint.key()}", "Content-Type": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=endpoint.host not in LOOPBACK,
+            proxy=_proxy(endpoint),  # and no ~/.netrc, whose passwords would go where the key does
         )
 
     async def post(self, body: dict[str, Any]) -> Reply:
@@ -85,8 +86,17 @@ class HttpConnection:
         await self._session.close()
 
 
-def _is_url(text: str) -> bool:
+def _proxy(endpoint: Endpoint) -> str | None:
+    """Return the environment's proxy for an endpoint, None for this very machine and where it says so."""
+    if endpoint.host in LOOPBACK or proxy_bypass(endpoint.host):
+        return None
+    return getproxies().get(urlsplit(endpoint.base_url).scheme)
+
+
+def _is_url(text: Any) -> bool:
     """Whether it is an http(s) URL without a password in it (that would be printed)."""
+    if not isinstance(text, str) or "?" in text or "#" in text:
+        return False
     try:
         parts = urlsplit(text)
         return (
@@ -110,6 +120,10 @@ class Endpoint:
     key_variable: str = "OPENAI_API_KEY"
 
     def __post_init__(self) -> None:
+        if isinstance(
+            self.base_url, str
+        ):  # with and without the slash it is one place, and one key of the ledger
+            object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
         if self.base_url != RECORDED and not _is_url(self.base_url):
             raise Stop(
                 f"base_url: expected 'recorded' or an http(s) URL ending in /v1, got {self.base_url!r}"

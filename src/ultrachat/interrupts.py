@@ -47,9 +47,9 @@ def run_interruptibly(work: Coroutine[Any, Any, Result], halting: threading.Even
         while not done.wait(0.1):
             if presses:
                 halting.set()
-            if len(presses) > 1 and "task" in finished:
+            if len(presses) > 1 and (task := finished.pop("task", None)):  # once: closing must not be cut off
                 with suppress(RuntimeError):  # it has just ended
-                    finished["loop"].call_soon_threadsafe(finished["task"].cancel)
+                    finished["loop"].call_soon_threadsafe(task.cancel)
     if "error" in finished and not isinstance(finished["error"], asyncio.CancelledError):
         raise finished["error"]
     if presses:

@@ -128,7 +128,11 @@ class Budget:
         under_way = self.reserved_usd - self.batched_usd
         # the ledger must never promise less than what may be billed; mostly it already promises enough
         if self.spent_usd + under_way > self._committed_usd + self._at_risk_usd:
-            self._commit(under_way)
+            try:
+                self._commit(under_way)
+            except BaseException:  # nothing will be sent: others must not wait for it
+                self.settle(usd, 0.0)
+                raise
 
     def settle(self, reserved: float, usd: float) -> None:
         """Turn a reservation into what was paid; until that is committed the ledger still has it at risk."""

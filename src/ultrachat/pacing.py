@@ -164,5 +164,10 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         until = parsedate_to_datetime(headers["retry-after"])
         sent = parsedate_to_datetime(headers["date"]) if headers.get("date") else datetime.now(UTC)
         return max(0.0, (until - sent).total_seconds())
-    except (KeyError, TypeError, ValueError):  # none, not a date, or only one of the two has a time zone
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ):  # none, not a date, or only one of the two has a time zone
         return None

@@ -26,7 +26,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -287,7 +287,7 @@ class Store:
             yield
             self._execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:
+            with suppress(sqlite3.Error):  # what went wrong first is the error to show
                 self._connection.rollback()
             raise
 

@@ -37,14 +37,14 @@ from weakref import WeakValueDictionary
 
 from tqdm import tqdm
 
-from ultrachat.calls import Caller, CallFailed, Halted, Patience, Request
+from ultrachat.calls import Caller, CallFailed, Halted, Patience, Request, ServerDown, TryAgain
 from ultrachat.endpoints import LOOPBACK, Endpoint
 from ultrachat.errors import Stop
 from ultrachat.interrupts import run_interruptibly
 from ultrachat.money import BATCH_DISCOUNT, BYTES_PER_TOKEN, Budget, Forecast, prompt_bytes, read_prices
 from ultrachat.pacing import Pace
 from ultrachat.recorded import RECORDED, stand_in
-from ultrachat.runs import Run
+from ultrachat.runs import Run, read_manifest
 from ultrachat.store import FailedRow, Row, Store, canonical, key_of, open_store
 
 if TYPE_CHECKING:
@@ -91,6 +91,13 @@ class _Session:
     n_blocked: int = 0  # of these, waiting for an answer
     asking: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     arrived: list[tuple[Row, asyncio.Future[None]]] = field(default_factory=list)
+    in_batches: set[str] = field(default_factory=set)  # asked already, and not by this `map`
+    failed_since: list[str] = field(default_factory=list)  # the last answer came
+
+    def forget_outage(self) -> None:
+        """Take the failures back that came of a server's being down."""
+        for key in self.failed_since:
+            self.store.forget_failure(key)
 
     async def keep(self, row: Row) -> None:
         """Return once an answer is safe on disk; answers that arrive together share a commit, since syncing
@@ -106,10 +113,10 @@ class _Session:
         arrived, self.arrived = self.arrived, []
         try:
             self.store.put(*(row for row, _ in arrived), spent_usd=self.budget.to_commit())
-        except Stop as stop:
+        except Exception as error:
             for _, kept in arrived:
                 if not kept.done():  # a second Ctrl-C cancels those who wait
-                    kept.set_exception(stop)
+                    kept.set_exception(error)
         else:
             for _, kept in arrived:
                 if not kept.done():
@@ -157,17 +164,29 @@ class Teacher:
     ask_failed_again: bool = False
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1:
-            raise Stop(f"concurrency: expected a whole number of at least 1, got {self.concurrency!r}")
-        if self.budget_usd is not None and not self.budget_usd >= 0:
-            raise Stop(f"budget_usd: expected a number of dollars or null, got {self.budget_usd!r}")
+        for name, least in (
+            ("concurrency", 1),
+            ("max_tries", 1),
+            ("max_tokens", 1),
+            ("max_failed_in_a_row", 1),
+        ):
+            if type(value := getattr(self, name)) is not int or value < least:
+                raise Stop(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        for name in ("temperature", "deadline_seconds", "budget_usd"):
+            value = getattr(self, name)
+            if (value is not None or name != "budget_usd") and not _is_amount(value):
+                raise Stop(f"{name}: expected a number of at least 0, got {value!r}")
+        if not isinstance(self.prices, Mapping):
+            raise Stop(f"prices: expected {{model: [prompt, completion]}}, got {self.prices!r}")
         self._endpoint = Endpoint(self.base_url, self.model)
         if self.via not in WAYS:
             raise Stop(f"via: expected one of {', '.join(WAYS)}, got {self.via!r}")
         if self.via != "calls" and any(e.recorded for e in self._endpoints()):
             raise Stop(f"via: {self.via} needs a live teacher; set base_url and model to one")
         self._prices = read_prices(self.prices)
-        self._patience = Patience(self.deadline_seconds, self.max_tries, self.max_failed_in_a_row)
+        # one hiccup fails everybody who is under way: that is no outage yet
+        in_a_row = max(self.max_failed_in_a_row, 4 * self.concurrency)
+        self._patience = Patience(self.deadline_seconds, self.max_tries, in_a_row)
         self._paces = {endpoint: Pace() for endpoint in self._endpoints()}
         self._halting = threading.Event()
         self._usage: dict[str, float] = {"answers": 0, "asked": 0, "prompt_tokens": 0, "completion_tokens": 0}
@@ -208,7 +227,8 @@ class Teacher:
 
         done, failed = self.map(once, [request])
         if failed:
-            raise Stop(f"task '{request.task}': {failed[0].line}")
+            hint = "" if self.ask_failed_again else "; ask_failed_again asks once more"
+            raise Stop(f"task '{request.task}': {failed[0].line}{hint}")
         return done[0]
 
     def map(
@@ -219,7 +239,8 @@ class Teacher:
     ) -> tuple[list[Result], list[Failure]]:
         """Return `await function(ask, item)` for every item, in order, and the items that were set aside.
 
-        With a `label` a progress bar is shown, and before a live run what it is expected to cost.
+        With a `label` a progress bar is shown, and before a live run what it is expected to cost, for which
+        `function` is played through with some of the items.
         Raises Stop when the run cannot go on (no key, model gone, not recorded, server down, budget
         reached) and KeyboardInterrupt after Ctrl-C; what was under way is finished and kept in both cases.
         """
@@ -237,7 +258,8 @@ class Teacher:
         recorded answers to the same kind of question as stand-ins; this is scaled to all items.
         """
         items = list(items)
-        played = self._forecast(function, items[:ITEMS_FORECAST], anew)
+        every = -(-len(items) // ITEMS_FORECAST) or 1  # from all over: they are not alike, nor answered alike
+        played = self._forecast(function, items[::every], anew)
         return run_interruptibly(played, self._halting).scaled(len(items))
 
     async def _map(
@@ -247,9 +269,7 @@ class Teacher:
         failures: dict[int, Failure] = {}
         queue = iter(enumerate(items))
         bar = _progress_bar(len(items), label, live=not self.recorded)
-        # one question alone is not worth a day's wait
-        by_batch = self.via == "export" or (self.via == "batches" and len(items) > 1)
-        async with self._session(by_batch) as session:
+        async with self._session(len(items)) as session:
 
             async def ask(request: Request) -> str:
                 return await self._ask(session, request)
@@ -266,6 +286,8 @@ class Teacher:
                     except Exception as error:  # a Stop, or a mistake in `function`
                         session.stop = session.stop or error
                         self._halting.set()
+                        if isinstance(error, ServerDown):
+                            session.forget_outage()
                     session.item_moved(items=-1)
                     if self._halting.is_set():
                         return
@@ -273,7 +295,7 @@ class Teacher:
 
             async with asyncio.TaskGroup() as group:
                 # a batch is worth waiting for when everybody is in it
-                for _ in range(len(items) if by_batch else min(self.concurrency, len(items))):
+                for _ in range(len(items) if session.desk else min(self.concurrency, len(items))):
                     group.create_task(worker())
         bar.close()
         if session.stop:
@@ -281,7 +303,7 @@ class Teacher:
         return [results[i] for i in sorted(results)], [failures[i] for i in sorted(failures)]
 
     @asynccontextmanager
-    async def _session(self, by_batch: bool) -> AsyncIterator[_Session]:
+    async def _session(self, n_items: int) -> AsyncIterator[_Session]:
         """Open the ledger, the budget and a way to every endpoint; close them whatever happens."""
         async with AsyncExitStack() as stack:
             store = stack.enter_context(open_store(self.store_path))
@@ -297,7 +319,9 @@ class Teacher:
                 session.callers[endpoint] = Caller(
                     endpoint, connection, self._paces[endpoint], budget, self._patience, self._halting
                 )
-            if by_batch:
+            in_batches = {key for b in store.batches() if b.base_url for key in store.batch_rows(b.tag)}
+            # one question alone is not worth a day's wait, unless it is waited for already
+            if self.via == "export" or (self.via == "batches" and (n_items > 1 or in_batches)):
                 from ultrachat.batches import Desk  # the SDK takes half a second to import
 
                 desk = Desk(
@@ -305,12 +329,14 @@ class Teacher:
                     self._halting, session.everybody_waits,
                 )  # fmt: skip
                 session.desk = await stack.enter_async_context(desk)
+            else:
+                session.in_batches = in_batches
             yield session
 
     def _close_money(self, budget: Budget) -> None:
         budget.close()
-        if budget.counts:
-            self._usage["spent_usd"] = round(budget.spent_usd, 6)
+        if budget.counts and all(model in self._prices for model in budget.models):
+            self._usage["spent_usd"] = round(budget.spent_usd + budget.batched_usd, 6)
 
     def _sampling(self, request: Request) -> dict[str, Any]:
         return {
@@ -343,6 +369,10 @@ class Teacher:
         known = session.store.failure(key)
         if known and not self.ask_failed_again:
             raise CallFailed(known.kind, known.line)
+        if key in session.in_batches:
+            raise Stop(
+                f"task '{request.task}': asked in a batch that is under way; take it in with via=batches"
+            )
         endpoint, sampling = self.endpoint(request.seat), self._sampling(request)
         if session.desk:
             row = await session.desk.row(key, request, endpoint, sampling)
@@ -351,7 +381,10 @@ class Teacher:
                 answer = await session.callers[endpoint].answer(request, sampling)
             except CallFailed as failed:
                 session.store.put_failure(FailedRow(key, request.task, failed.kind, str(failed)))
+                if isinstance(failed, TryAgain):
+                    session.failed_since.append(key)
                 raise
+            session.failed_since.clear()
             row = Row(
                 key,
                 request.task,
@@ -381,6 +414,9 @@ class Teacher:
                     forecast.stored += key not in asked
                     asked.add(key)
                     return row.text
+                known = None if anew or self.ask_failed_again else store.failure(key)
+                if known:
+                    raise CallFailed(known.kind, known.line)
                 text = stand_in(request.task, request.inputs)
                 if key not in asked:
                     asked.add(key)
@@ -408,9 +444,26 @@ def open_teacher(run: Run, seats: Mapping[str, Endpoint] | None = None, **settin
     Ours: one line opens a teacher.
     """
     common = {name: run.parameters[name] for name in COMMON_PARAMETERS if name in run.parameters}
-    common["budget_usd"] = common.get("budget_usd", 0.0) / run.n_shards or None  # 0: no cap
+    common["budget_usd"] = _share_of_budget(run, common.get("budget_usd") or 0.0)
     where = run.parameters["base_url"], run.parameters["model"]
     return Teacher(run.store_path, *where, seats or {}, **(common | settings))
+
+
+def _share_of_budget(run: Run, budget_usd: float) -> float | None:
+    """Return what this run or shard may cost, None for no cap; a shard shares what the notebooks before left."""
+    if not budget_usd or run.n_shards == 1:
+        return budget_usd or None
+    spent = [line.get("usage", {}).get("spent_usd", 0.0) for line in read_manifest(run.inputs_folder)]
+    left = budget_usd - max(spent, default=0.0)
+    if left <= 0:
+        raise Stop(
+            f"budget_usd: the notebooks before have spent ${max(spent):.4f} of ${budget_usd:g}; raise it"
+        )
+    return left / run.n_shards
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < float("inf")
 
 
 def _progress_bar(total: int, label: str | None, live: bool) -> tqdm:

@@ -403,7 +403,10 @@ def serve(settings: Settings, host: str, port: str, log_path: Path | None) -> No
     Ours: it prints where it is, how to point the pipeline at it and, at the end, what it billed.
     """
     number = _number("port", port, "int")
-    for signum in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs do not hear Ctrl-C by themselves
+    for signum in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a shell's background jobs do not hear Ctrl-C by themselves
         signal.signal(signum, signal.default_int_handler)
     with RehearsalServer(settings, host, number, log_path, keep_messages=False) as server:
         print(f"rehearsal server at {server.url}; Ctrl-C ends it", flush=True)
