@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from ultrachat import prompts
 from ultrachat.errors import Stop
 from ultrachat.money import Budget, Forecast, Price, prompt_bytes, read_prices
+from ultrachat.runs import Run, run_folder
 from ultrachat.store import Batch, open_store
-from ultrachat.teacher import Request, Teacher, one_message
+from ultrachat.teacher import Request, Teacher, one_message, open_teacher
 
 PRICES = {"a-model": [100.0, 1000.0]}  # dollars per million: a call of 7 + 5 tokens costs $0.0057
 
@@ -214,3 +216,25 @@ def test_a_forecast_prints_its_figures_and_its_assumptions():
 def test_a_live_map_says_what_it_will_cost_before_it_asks(tmp_path, server, capsys):
     teacher(tmp_path, server).map(put, ["a", "b"], "questions")
     assert "questions, expected: items 2 · calls 2" in capsys.readouterr().out
+
+
+def test_a_shard_shares_what_the_notebooks_before_it_left(runs_home):
+    run_folder("r").mkdir(parents=True)
+    line = {"notebook": "02_questions_about_the_world", "outputs": {}, "inputs": {}, "parameters": {}}
+    (run_folder("r") / "manifest.jsonl").write_text(json.dumps(line | {"usage": {"spent_usd": 0.4}}) + "\n")
+    where = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "run_name": "r"}
+
+    def budget(shard: str, budget_usd: float | None) -> float | None:
+        parameters = where | {"shard": shard, "budget_usd": budget_usd}
+        return open_teacher(Run("05_user_simulation", "r", parameters)).budget_usd
+
+    assert budget("1/3", 1.0) == pytest.approx(0.2) and budget("1/1", 1.0) == 1.0
+    assert budget("1/3", 0.0) is None and budget("1/1", None) is None
+    with pytest.raises(Stop, match=r"budget_usd: the notebooks before have spent \$0.4000 of \$0.3; raise it"):
+        budget("1/3", 0.3)
+
+
+def test_a_price_given_to_the_recorded_teacher_is_for_forecasts_only(tmp_path):
+    teacher = Teacher(tmp_path / "a.sqlite", prices={"recorded": [1e5, 1e5]}, budget_usd=0.000001)
+    asked = Request(task="meta_topics", inputs={"n": 30}, messages=one_message("x"))
+    assert teacher.ask(asked) and teacher.usage()["spent_usd"] == 0.0

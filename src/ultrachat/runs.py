@@ -342,7 +342,7 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
         return []
     lines = []
     for where, line in iter_rows(path):
-        for field, kind in (("notebook", str), ("outputs", dict)):
+        for field, kind in (("notebook", str), ("parameters", dict), ("inputs", dict), ("outputs", dict)):
             if not isinstance(line.get(field), kind):
                 raise Stop(
                     f"{where}: field '{field}' is missing; delete the file and run the notebooks again"
