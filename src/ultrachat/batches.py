@@ -40,9 +40,11 @@ from ultrachat.calls import (
     TryAgain,
     accepted_text,
     asked_to_wait,
+    backoff_seconds,
     body_of,
     read_completion,
     read_status,
+    sleep_unless,
     token_counts,
 )  # fmt: skip
 from ultrachat.endpoints import LOOPBACK, Endpoint
@@ -284,7 +286,7 @@ class Desk:
 
         wait_seconds = min(1.0, self._poll_seconds)
         while (state := await self._steadily(batch.base_url, look)) and state.status not in OVER:
-            await self._sleep(wait_seconds)
+            await sleep_unless(self._halting, wait_seconds)
             wait_seconds = min(1.5 * wait_seconds, self._poll_seconds)
         return state
 
@@ -338,7 +340,7 @@ class Desk:
         """Return what an operation on files or batches returns, after as many tries as it takes."""
         for attempt in range(self._patience.max_tries):
             if attempt:
-                await self._sleep(random.uniform(0, min(30.0, 0.5 * 2 ** (attempt - 1))))
+                await sleep_unless(self._halting, backoff_seconds(attempt))
             try:
                 async with asyncio.timeout(OPERATION_SECONDS):
                     return await operation()
@@ -347,7 +349,7 @@ class Desk:
                 try:
                     raise read_status(reply, self._endpoints[base_url], "batch", "{}") from None
                 except TryAgain:
-                    await self._sleep(asked_to_wait(error.response.headers))
+                    await sleep_unless(self._halting, asked_to_wait(error.response.headers))
                 except CallFailed as failed:
                     raise Stop(f"{base_url}: batch refused: {failed}") from None
                 except Stop as stop:
@@ -358,13 +360,6 @@ class Desk:
         raise Stop(
             f"{base_url}: no answer about a batch in {self._patience.max_tries} tries; run again later"
         )
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep, but not on once the run is stopping: a batch goes on without us."""
-        for _ in range(max(1, round(seconds / 0.2))):
-            if self._halting.is_set():
-                raise Halted
-            await asyncio.sleep(min(seconds, 0.2))
 
 
 def _text(value: Any) -> str:

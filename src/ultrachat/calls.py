@@ -89,6 +89,26 @@ class Halted(Exception):
     """
 
 
+async def sleep_unless(halting: threading.Event, seconds: float) -> None:
+    """Return after so many seconds; raise Halted, without waiting further, once the run is stopping.
+
+    Ours: an interrupted cell gives the prompt back at once.
+    """
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if halting.is_set():
+            raise Halted
+        await asyncio.sleep(min(left, 0.2))
+
+
+def backoff_seconds(attempt: int) -> float:
+    """Return how long to wait before a try that follows `attempt` others: full jitter, at most 30 seconds.
+
+    Ours: without jitter everybody comes back at the same moment.
+    """
+    return random.uniform(0, min(30.0, 0.5 * 2 ** (attempt - 1)))
+
+
 class Answer(NamedTuple):
     """An accepted answer and the (prompt, completion) tokens the server counted, None where it did not.
 
@@ -151,8 +171,6 @@ class Caller:
         n_bytes = prompt_bytes(request.messages)
         tokens = n_bytes / BYTES_PER_TOKEN + sampling["max_tokens"]
         worst = self._budget.worst_usd(self.endpoint.model, n_bytes, sampling["max_tokens"])
-        if self.endpoint.recorded:  # what a price is given for is a forecast
-            worst = 0.0
         for attempt in range(self._patience.max_tries):
             sent = await self._wait_to_send(attempt, tokens)
             try:
@@ -189,22 +207,16 @@ class Caller:
     async def _wait_to_send(self, attempt: int, tokens: float) -> Sent:
         """Return when this try may be sent; raise Halted, without waiting further, once the run is stopping."""
         if attempt:
-            await self._sleep(random.uniform(0, min(30.0, 0.5 * 2 ** (attempt - 1))))
+            await sleep_unless(self._halting, backoff_seconds(attempt))
         # one at a time looks at the pace: a thousand would all wake up for the next free place
         async with self._gate:
             while left := self._pace.wait_seconds(tokens):
-                await self._sleep(min(left, 0.2))  # looked at again: a 429 may move it meanwhile
+                await sleep_unless(
+                    self._halting, min(left, 0.2)
+                )  # looked at again: a 429 may move it meanwhile
             if self._halting.is_set():
                 raise Halted
             return self._pace.sending(tokens)
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep, but not on once the run is stopping."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            if self._halting.is_set():
-                raise Halted
-            await asyncio.sleep(min(left, 0.2))
 
     async def _try(self, request: Request, body: dict[str, Any], sent: Sent, worst: float) -> Answer:
         """Send once, settle what it cost, and return the answer or raise what came instead."""
@@ -222,7 +234,7 @@ class Caller:
                 raise self._read_status(reply, request)
             completion = read_completion(reply)
             tokens = token_counts(completion)
-            bill = self._budget.usd(self.endpoint.model, tokens, worst) if worst else 0.0
+            bill = self._budget.usd(self.endpoint.model, tokens, worst)
             return Answer(accepted_text(completion), tokens)
         except TimeoutError:
             raise TryAgain("timeout", f"no answer within {self._patience.deadline_seconds:g} s") from None

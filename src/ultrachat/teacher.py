@@ -21,14 +21,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -309,7 +302,10 @@ class Teacher:
             store = stack.enter_context(open_store(self.store_path))
             # a model on this very machine costs nothing unless it is given a price
             paid = sorted({e.model for e in self._endpoints() if not e.recorded and e.host not in LOOPBACK})
-            budget = Budget(store, self._prices, self.budget_usd, paid)
+            # and a price of the recorded teacher is for forecasts only
+            live = {e.model for e in self._endpoints() if not e.recorded}
+            prices = {m: price for m, price in self._prices.items() if m != RECORDED or m in live}
+            budget = Budget(store, prices, self.budget_usd, paid)
             session = _Session(store, budget, {})
             stack.callback(self._close_money, budget)
             for endpoint in self._endpoints():

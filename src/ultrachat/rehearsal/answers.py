@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from ultrachat.recorded import NOT_RECORDED
+from ultrachat.recorded import NOT_RECORDED, RECORDED, named_in
 from ultrachat.rehearsal.faults import Reply, error
 from ultrachat.rehearsal.filler import filler
 
@@ -124,7 +124,7 @@ def complete(body: Mapping[str, Any], pack: Mapping[str, str]) -> dict[str, Any]
     if body.get("n", 1) != 1:
         refuse("'n': this server gives one choice for each request.", "n")
     finish_reason = "stop"
-    if body["model"] == "recorded":
+    if body["model"] == RECORDED:
         text = _recorded(body, pack)
     else:
         text = filler(body["model"], body["messages"], body.get("temperature"), body.get("seed"))
@@ -144,9 +144,8 @@ def complete(body: Mapping[str, Any], pack: Mapping[str, str]) -> dict[str, Any]
 
 
 def _recorded(body: Mapping[str, Any], pack: Mapping[str, str]) -> str:
-    metadata = body.get("metadata")
-    name = metadata.get("ultrachat") if isinstance(metadata, dict) else None
-    if not isinstance(name, str):
+    name = named_in(body)
+    if not name:
         refuse("not recorded: metadata.ultrachat should name the request", "metadata", NOT_RECORDED, 404)
     if name not in pack:
         refuse(f"not recorded: {name[:300]}", "metadata", NOT_RECORDED, 404)
