@@ -1,10 +1,13 @@
-"""Our Table 5 figures on public samples, with LLaMA's tokenizer: is our metric right?
+"""Our figures on published samples: is our metric right, and how do we know what Table 5 means?
 
-    python benchmarks/reference_table5.py --data DIR
+    python benchmarks/reference_table5.py --data DIR                        every file of data/reference
+    python benchmarks/reference_table5.py --data DIR --only definitions     one of them
 
-DIR is laid out as `SAMPLES` says and holds `tokenizers/llama2_tokenizer.model`. Writes
-`data/reference/table5.csv` (derived numbers only; what each sample is stands in the README there)
-and prints the counts of rows read and, for Alpaca, every reading of every column.
+DIR holds the samples, evaluation sets and tokenizers under the paths that reference/samples.py and
+reference/definitions.py give. data/reference/README.md says what each file holds and how to read it.
+A kill costs little: embeddings are kept under runs/reference and asked for once.
+
+Absent on purpose: texts. Only derived numbers are written and printed.
 """
 
 from __future__ import annotations
@@ -12,150 +15,84 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "reference"))
 
-from ultrachat import corpora, statistics
-from ultrachat.errors import Stop
-from ultrachat.records import Dialogue
-
-OUT = Path(__file__).resolve().parent.parent / "data" / "reference" / "table5.csv"
-TOKENIZER = "tokenizers/llama2_tokenizer.model"
-COLUMNS = (
-    "dataset",
-    "source",
-    "n_dialogues",
-    "rounds",
-    "dialogue_tokens",
-    "dialogue_tokens_se",
-    "utterance_tokens",
-    "utterance_tokens_se",
-    "lexical_diversity",
-    "lexical_diversity_se",
-    "n_utterances",
-    "note",
+from definitions import all_definition_rows, ultrachat_arithmetic_rows  # noqa: E402
+from rows import (  # noqa: E402
+    N_SAMPLE,
+    beside_paper_rows,
+    contamination_rows,
+    duplicate_openings_rows,
+    table5_rows,
 )
+from samples import Row  # noqa: E402
+
+from ultrachat.errors import Stop  # noqa: E402
+from ultrachat.runs import runs_folder  # noqa: E402
+
+OUT = HERE.parent / "data" / "reference"
+PARTS = {
+    "definitions": all_definition_rows,
+    "ultrachat_arithmetic": ultrachat_arithmetic_rows,
+    "contamination": contamination_rows,
+    "duplicate_openings": duplicate_openings_rows,
+}
+DIGITS = {"topic_similarity": 4, "topic_similarity_se": 5, "repeated_fraction": 4, "errors_apart": 1}
+NOT_PRINTED = ("source", "licence", "note")
 
 
-class Sample(NamedTuple):
-    """One public sample: name, file under DIR, format, where it is from, what it is; Chinese or not.
+def as_text(row: Row) -> Row:
+    """Return a row as its CSV has it: three digits after the point unless `DIGITS` says otherwise.
 
-    Ours: what could be had offline.
+    Ours: finer than any standard error here.
     """
-
-    dataset: str
-    path: str
-    format: str
-    source: str
-    note: str
-    chinese: bool = False
+    return {k: f"{v:.{DIGITS.get(k, 3)}f}" if isinstance(v, float) else str(v) for k, v in row.items()}
 
 
-SAMPLES = (
-    Sample(
-        "Stanford Alpaca",
-        "alpaca/alpaca_5000.json",
-        "alpaca",
-        "tatsu-lab/stanford_alpaca (pull request)",
-        "random sample of 52,002",
-    ),
-    Sample(
-        "GPT-4-LLM",
-        "gpt4llm/alpaca_en_demo.json",
-        "gpt4llm",
-        "hiyouga/LLaMA-Factory data/alpaca_en_demo.json",
-        "English Alpaca prompts only, one part of the 61,002 rows; how they were chosen is not stated",
-    ),
-    Sample(
-        "Dolly",
-        "dolly/databricks_dolly_15k_from_shards.jsonl",
-        "dolly",
-        "george186/LLM_KD",
-        "whole set, an edition without citation marks; not in the paper's table",
-    ),
-    Sample(
-        "UltraChat (short)",
-        "ultrachat/ultrachat_200k_short_500.jsonl",
-        "ultrachat_200k",
-        "havenhq/mamba-chat",
-        "short dialogues of ultrachat_200k only: no estimate of UltraChat's lengths or rounds",
-    ),
-    Sample(
-        "BELLE",
-        "belle/Belle_open_source_1k.json",
-        "belle",
-        "shibing624/MedicalGPT",
-        "sample of 1,436,679; how it was drawn is not stated",
-        chinese=True,
-    ),
-    Sample(
-        "ShareGPT (Chinese)",
-        "sharegpt/sharegpt_zh_300.jsonl",
-        "sharegpt",
-        "shibing624/MedicalGPT",
-        "nearly all Chinese; not in the paper's table",
-        chinese=True,
-    ),
-)
+def write(path: Path, rows: Iterator[Row]) -> list[Row]:
+    """Write rows to a CSV file and print them as they come; return them as text.
 
-
-def chinese_note(dialogues: list[Dialogue]) -> str:
-    """Return what LexicalRichness does with these answers, in figures.
-
-    Ours: the paper prints 35.9 for BELLE and does not say how Chinese was split into words.
+    Ours: figures are copied by code, never by hand.
     """
-    from lexicalrichness import LexicalRichness
-
-    answers = [text for dialogue in dialogues for text in statistics.texts_of(dialogue)]
-    n_words = np.median([LexicalRichness(text).words for text in answers])
-    n_characters = np.median([len(text) for text in answers])
-    return (
-        "Chinese: LexicalRichness splits at white space and ASCII punctuation and its 'word' is about a "
-        f"clause (median {n_words:.0f} in an answer of median {n_characters:.0f} characters): the MTLD is "
-        "not comparable with English"
-    )
-
-
-def reference_row(sample: Sample, data: Path) -> dict[str, Any]:
-    """Return the CSV row of one sample under `data`; prints how many rows were read.
-
-    Raises Stop when the sample or the tokenizer is missing.
-
-    Paper: Table 5, in the readings `ultrachat.statistics` takes for the paper's.
-    """
-    reading = corpora.read(data / sample.path, sample.format)
-    dialogues = list(reading)
-    print(f"{sample.dataset}: {reading.summary()}")
-    row = statistics.table5_row(dialogues, tokenizer=data / TOKENIZER, name=sample.dataset)
-    notes = [sample.note]
-    if reading.n_empty:
-        notes.append(f"left out for an empty message: {reading.n_empty}")
-    if sample.chinese:
-        notes.append(chinese_note(dialogues))
-    row |= {"source": sample.source, "n_utterances": row["utterance_tokens_n"], "note": "; ".join(notes)}
-    return {name: f"{row[name]:.3f}" if isinstance(row[name], float) else row[name] for name in COLUMNS}
+    print(f"\n{path.name}")
+    written = []
+    for row in map(as_text, rows):
+        written.append(row)
+        print(
+            " · ".join(f"{key} {value}" for key, value in row.items() if key not in NOT_PRINTED), flush=True
+        )
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(written[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(written)
+    return written
 
 
 def main() -> None:
-    """Write the CSV and print it.
+    """Write all CSV files, or those asked for, and print them.
 
     Ours: the middle column of `paper says | published data, our code | our run`.
     """
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the public samples")
-    parser.add_argument("--out", type=Path, default=OUT, help="the CSV to write (default: data/reference)")
-    arguments = parser.parse_args()
-    rows = [reference_row(sample, arguments.data) for sample in SAMPLES]
-    with arguments.out.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
-        print(" · ".join(f"{name} {row[name]}" for name in COLUMNS if name not in ("source", "note")))
-    alpaca = corpora.read(arguments.data / SAMPLES[0].path)
-    print(statistics.compare_definitions(alpaca, tokenizer=arguments.data / TOKENIZER).round(2).to_string())
+    names = ("table5", *PARTS)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of the public samples")
+    add("--out", type=Path, default=OUT, help="folder of the CSV files (default: data/reference)")
+    add("--n-sample", type=int, default=N_SAMPLE, help="dialogues embedded a sample (default: %(default)s)")
+    add("--only", nargs="+", choices=names, default=names, help="table5 writes beside_paper.csv too")
+    chosen = parser.parse_args()
+    if "table5" in chosen.only:
+        cache = runs_folder() / "reference" / "embeddings.sqlite"
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        rows = write(chosen.out / "table5.csv", table5_rows(chosen.data, chosen.n_sample, cache))
+        write(chosen.out / "beside_paper.csv", beside_paper_rows(rows))
+    for name, part in PARTS.items():
+        if name in chosen.only:
+            write(chosen.out / f"{name}.csv", part(chosen.data))
 
 
 if __name__ == "__main__":

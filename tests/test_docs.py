@@ -96,13 +96,14 @@ def test_every_module_opens_with_its_idea():
         assert docstring and len(docstring) > 60, path
 
 
-def test_modules_that_know_torch_are_the_four():
+def test_modules_that_know_torch_are_few():
     knows = {
         p.stem
         for p in MODULES
         if re.search(r"^\s*(import|from) (torch|transformers|peft)\b", p.read_text(), re.M)
     }
-    assert knows <= {"sft", "training", "chatmodels", "truthfulqa"}
+    # embeddings imports it in a child process only (test_lexical: importing it loads no torch)
+    assert knows <= {"sft", "training", "chatmodels", "truthfulqa", "embeddings"}
 
 
 def test_readme_commands_exist():

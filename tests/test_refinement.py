@@ -13,9 +13,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from test_simulation import planted, recorded_turns
 
 from ultrachat import refinement
+from ultrachat.duplicates import shingles
 from ultrachat.records import Dialogue, Opening, content_id
 from ultrachat.refinement import (
-    _shingles,
     drop_duplicates,
     has_disclaimer,
     has_role_exchange,
@@ -291,7 +291,7 @@ def some_lines(n: int, rng: random.Random) -> list[str]:
 
 def far_apart(lines: list[str], n: int) -> list[str]:
     """The first `n` lines no two of which have a similarity of 0.7 or more; all pairs are looked at."""
-    matrix = CountVectorizer(analyzer=_shingles, binary=True, dtype=np.int64).fit_transform(lines)
+    matrix = CountVectorizer(analyzer=shingles, binary=True, dtype=np.int64).fit_transform(lines)
     shared, sizes = (matrix @ matrix.T).toarray(), np.asarray(matrix.sum(axis=1))
     jaccard = shared / (sizes + sizes.T - shared)
     kept: list[int] = []

@@ -1,4 +1,4 @@
-"""The command line: run the notebooks, rehearse before paying, divide and merge a large run.
+"""The command line: run the notebooks, measure any data set, rehearse before paying, divide and merge.
 
 Absent on purpose: logic. Each command calls one function of the package and shows a Stop as its line.
 """
@@ -14,7 +14,7 @@ from ultrachat.launcher import run, update_committed
 from ultrachat.runs import run_folder
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     from ultrachat import rehearsal
 
     parser = argparse.ArgumentParser(prog="python -m ultrachat", description="UltraChat, step by step.")
@@ -41,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(command)
     command = commands.add_parser("merge", help="bring the parts of a run together")
     command.add_argument("run_name", help="the run that was divided")
+    command = commands.add_parser("stats", help="the row of Table 5 for any file of dialogues")
+    if "stats" in arguments:  # what it needs takes a second to import
+        from ultrachat import describe
+
+        describe.add_arguments(command)
     commands.add_parser(
         "update", help="copy the sample run's executed notebooks and figures into the repository"
     )
@@ -67,6 +72,10 @@ def _run_command(chosen: argparse.Namespace) -> None:
         from ultrachat import shards
 
         shards.run_on_ray(chosen.config, chosen.of, chosen.settings, chosen.at_once, chosen.address)
+    elif chosen.command == "stats":
+        from ultrachat import describe
+
+        describe.run(chosen)
     elif chosen.command == "merge":
         from ultrachat import shards
 
@@ -80,7 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     Ours: bad input gets one clear line.
     """
-    chosen = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    chosen = _parser(arguments).parse_args(arguments)
     try:
         _run_command(chosen)
     except Stop as stop:

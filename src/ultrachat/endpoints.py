@@ -49,13 +49,13 @@ class Connection(Protocol):
 
 
 class HttpConnection:
-    """Sends chat completion requests to a server, keeping sockets open in between.
+    """Sends requests (chat completions unless `path` is another) to a server, keeping sockets open in between.
 
     Ours: aiohttp; proxies of the environment are used except for this very machine.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._url = endpoint.base_url + "/chat/completions"
+    def __init__(self, endpoint: Endpoint, path: str = "/chat/completions") -> None:
+        self._url = endpoint.base_url + path
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
             timeout=aiohttp.ClientTimeout(total=None),  # `calls` holds the deadline

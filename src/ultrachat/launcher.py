@@ -303,6 +303,7 @@ def _relative(path: Path) -> str:
 
 RESULTS = ("<!-- results: written by `python -m ultrachat update` -->", "<!-- end of results -->")
 MEASURED = ("<!-- measured: written by `python -m ultrachat update` -->", "<!-- end of measured -->")
+REFERENCE = ("<!-- reference: written by `python -m ultrachat update` -->", "<!-- end of reference -->")
 RESULTS_OF = ("05", "06", "07")  # the closing tables the README shows
 
 
@@ -335,11 +336,16 @@ def _update_readme(folder: Path) -> Path:
     import pandas as pd
 
     from ultrachat.paper import to_markdown
+    from ultrachat.reference import beside_paper
 
     path = REPO / "README.md"
     text = path.read_text(encoding="utf-8")
     measured = pd.read_csv(REPO / "benchmarks/fresh_clone.csv", dtype=str)
-    parts = {RESULTS: results_table(folder), MEASURED: to_markdown(measured)}
+    parts = {
+        RESULTS: results_table(folder),
+        MEASURED: to_markdown(measured),
+        REFERENCE: to_markdown(beside_paper()),
+    }
     for marks, table in parts.items():
         before, _, after = between(text, marks)
         text = f"{before}\n\n{table}\n\n{after}"

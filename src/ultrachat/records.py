@@ -13,6 +13,7 @@ live (that is `runs`).
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -47,6 +48,24 @@ def content_id(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def clean_text(text: str) -> str:
+    """Return the text with NUL and lone surrogates replaced; almost always that is the text itself.
+
+    A lone surrogate cannot be written as UTF-8 ("?" stands for it), NUL ends C strings (U+FFFD for it).
+
+    Ours: published files contain both, and no later step has to think of them.
+    """
+    if "\x00" in text:
+        text = text.replace("\x00", "\ufffd")
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text
+
+
 class Record(BaseModel):
     """Base of all records: frozen, no unknown fields, lone surrogates and NUL replaced at the door.
 
@@ -58,9 +77,7 @@ class Record(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _clean_text(cls, value: Any) -> Any:
-        if isinstance(value, str):  # a lone surrogate cannot be written as UTF-8, NUL ends C strings
-            value = value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-        return value
+        return clean_text(value) if isinstance(value, str) else value
 
 
 class Topic(Record):
@@ -156,10 +173,14 @@ class Dialogue(Record):
         return self
 
     @property
+    def texts(self) -> list[str]:
+        """The messages' texts in order: user, assistant, user, …"""
+        return [message.content for message in self.messages]
+
+    @property
     def rounds(self) -> list[tuple[str, str]]:
         """The (user text, assistant text) pairs in order."""
-        texts = [message.content for message in self.messages]
-        return list(zip(texts[::2], texts[1::2], strict=True))
+        return list(zip(self.texts[::2], self.texts[1::2], strict=True))
 
     @classmethod
     def from_rounds(cls, rounds: Sequence[tuple[str, str]], **fields: Any) -> Dialogue:
@@ -233,7 +254,7 @@ def sample_by_id(records: Iterable[WithId], n: int) -> list[WithId]:
 
     Ours: §4.1 says only "filter and sample".
     """
-    return sorted(records, key=lambda record: record.id)[:n]
+    return heapq.nsmallest(n, records, key=lambda record: record.id)
 
 
 MAX_LINE_BYTES = 10_000_000  # a longer line is a broken file, not a dialogue
@@ -322,7 +343,7 @@ def to_ultrachat(dialogue: Dialogue) -> dict[str, Any]:
 
     Paper: the format of thunlp/UltraChat's released files.
     """
-    return {"id": dialogue.id, "data": [message.content for message in dialogue.messages]}
+    return {"id": dialogue.id, "data": dialogue.texts}
 
 
 def to_messages(dialogue: Dialogue) -> dict[str, Any]:

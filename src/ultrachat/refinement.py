@@ -15,9 +15,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from datasketch import MinHash, MinHashLSH
+from datasketch import MinHashLSH
 
-from ultrachat.records import Dialogue, Dropped, Opening
+from ultrachat.contamination import ContaminationIndex
+from ultrachat.duplicates import shingles, similarity, sketches
+from ultrachat.ngrams import words
+from ultrachat.records import Dialogue, Dropped, Opening, Question
 
 # ---- politeness -------------------------------------------------------------------------------
 
@@ -102,29 +105,15 @@ def has_too_few_rounds(fewest: int) -> Rule:
     return lambda dialogue: len(dialogue.rounds) < fewest
 
 
-def words(text: str) -> list[str]:
-    """Return the lower-case words of a text, punctuation left out. Ours: the unit of overlap and duplicates."""
-    return re.findall(r"\w+", text.lower())
-
-
 def overlaps(questions: Iterable[str], n: int = 13) -> Rule:
-    """Return the rule that an opening equals an evaluation question or shares `n` consecutive words with one.
+    """Return the rule that an opening repeats an evaluation question, as `contamination` defines it.
 
     Ours: no decontamination is described, and Vicuna-80 questions were found in the release
     (thunlp/UltraChat#18).
     """
-    whole: set[tuple[str, ...]] = set()
-    grams: set[tuple[str, ...]] = set()
-    for question in questions:
-        tokens = tuple(words(question))
-        whole.add(tokens)
-        grams.update(tokens[i : i + n] for i in range(len(tokens) - n + 1))
-
-    def rule(dialogue: Dialogue) -> bool:
-        tokens = tuple(words(dialogue.messages[0].content))
-        return tokens in whole or any(tokens[i : i + n] in grams for i in range(len(tokens) - n + 1))
-
-    return rule
+    given = [Question(id=str(i), segment="all", question=q) for i, q in enumerate(questions) if q]
+    index = ContaminationIndex({"evaluation": given}, n)
+    return lambda dialogue: bool(index.search([dialogue.messages[0].content]))
 
 
 def repeats_an_opening() -> Rule:
@@ -198,20 +187,6 @@ class Deduplicated(NamedTuple):
     near: list[tuple[Opening, Opening]]
 
 
-def _shingles(text: str, size: int = 5) -> set[str]:
-    normal = " ".join(words(text))
-    return {normal[i : i + size] for i in range(max(1, len(normal) - size + 1))}
-
-
-def similarity(first: str, second: str) -> float:
-    """Return the Jaccard similarity (0 to 1) of two texts' sets of five-character shingles.
-
-    Ours: what "near duplicate" means here.
-    """
-    a, b = _shingles(first), _shingles(second)
-    return len(a & b) / len(a | b)
-
-
 def _compared(opening: Opening) -> tuple[str, str]:
     """The text by which an opening is compared, and the group within which it is."""
     return (opening.subject, opening.parent) if opening.route == "material" else (opening.text, "")
@@ -239,9 +214,8 @@ def drop_duplicates(openings: Iterable[Opening], threshold: float = 0.8) -> Dedu
             exact.append(opening)
             continue
         seen.add(tokens)
-        sketch = MinHash(num_perm=128)
         # the group in every shingle: "Summarise this text" on 10,000 texts are not 10,000 candidates
-        sketch.update_batch([f"{group}\n{shingle}".encode() for shingle in _shingles(text)])
+        [sketch] = sketches([[f"{group}\n{shingle}" for shingle in shingles(text)]])
         resembled = None
         for candidate in (kept[i] for i in sorted(index.query(sketch))):
             other, its_group = _compared(candidate)

@@ -16,7 +16,6 @@ Absent on purpose: a scheduler of our own, and any talk between shards.
 from __future__ import annotations
 
 import csv
-import os
 import re
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ultrachat import launcher
+from ultrachat.clusters import start_ray
 from ultrachat.errors import Stop
 from ultrachat.records import iter_rows
 from ultrachat.runs import MAX_SHARDS, Run, read_manifest, run_folder, sha256_of, shard_of
@@ -271,7 +271,7 @@ def on_ray(
 
     Ours: Ray finds the machines and notices deaths; who is started again is decided, and said, here.
     """
-    ray = _start_ray(at_once, address)
+    ray = start_ray(at_once, address)
     try:
         at_once = at_once or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
@@ -332,24 +332,6 @@ def _outcome(ray: Any, ended: Any) -> str | None:
     except ray.exceptions.RayError:  # it, its machine or its memory went away
         return ""
     return None
-
-
-def _start_ray(at_once: int | None, address: str | None) -> Any:
-    """Return the ray module, connected to a cluster, or to a Ray of its own on this machine."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    try:
-        import ray
-    except ImportError:
-        raise Stop("ray: not installed; pip install -c constraints.txt -e '.[cluster]'") from None
-    try:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(num_cpus=at_once, include_dashboard=False, object_store_memory=100_000_000, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise Stop(f"ray: cannot be reached at {address or 'this machine'} ({error})") from None
-    return ray
 
 
 def _megabytes(home: Path, n_shards: int) -> str:

@@ -1,7 +1,7 @@
-"""The columns of the paper's Table 5, each as a function with a named definition.
+"""The columns of the paper's Table 5, each with its readings by name.
 
-The paper names neither the tokenizer nor what an utterance is, so every column that can be read in
-two ways has both here, and `compare_definitions` prints them side by side. For Stanford Alpaca the
+The paper names neither the tokenizer nor what an utterance is, so a column that can be read in several
+ways has them all here, the one that reproduces the paper first (`DEFINITIONS`). For Stanford Alpaca the
 table says 91.1 tokens a dialogue, 64.5 an utterance, lexical diversity 42.8; what comes out near that:
 
     utterance_tokens    LLaMA's SentencePiece without a beginning mark, assistant messages only
@@ -9,120 +9,69 @@ table says 91.1 tokens a dialogue, 64.5 an utterance, lexical diversity 42.8; wh
     lexical_diversity   MTLD of each assistant message, those without words left out, averaged
     rounds              a user and an assistant message (what the table calls a turn)
 
-A mean carries its standard error and n, and the mean of nothing is NaN. Messages of one dialogue
-resemble each other, so errors are computed over dialogues, not over messages.
+A dialogue is the list of its texts in alternation, the user first (`Dialogue.texts`). Functions of one
+dialogue are the definitions to be read; a `Batch` measures many at once and gives the same numbers.
+Messages of one dialogue resemble each other, so errors are computed over dialogues (`sums`).
 
-Absent on purpose: language models (coherence scores and embeddings come in as numbers) and speed.
+Absent on purpose: files (`measure`), embeddings and topic diversity (`topics`), language models.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from ultrachat import lexical
 from ultrachat.errors import Stop
-from ultrachat.records import Dialogue
+from ultrachat.sums import Sums, mean_with_error
 from ultrachat.tokens import TokenCounter, token_counter, tokenizer_label
+from ultrachat.topics import TopicDiversity, topic_diversity
 
-Measure = Callable[[Dialogue], Sequence[float]]
 Which = Literal["assistant", "user", "all"]
-
-THRESHOLD = 0.72  # LexicalRichness's default, which the paper does not override
-PAPER_SAMPLE = 10_000  # dialogues the paper draws for topic diversity and coherence
-TOPIC_ROWS_AT_ONCE = 8_192  # bounds the float64 copies of an embedding matrix
+SIDES: tuple[Which, ...] = ("assistant", "user", "all")
+DIALOGUES_AT_ONCE = 1_000  # bounds memory, nothing else
 
 
-# ---- means and their errors -------------------------------------------------------------------
+# ---- one dialogue: the definitions ------------------------------------------------------------
 
 
-class Mean(NamedTuple):
-    """A mean, its standard error (same unit) and the number of values; NaN where it does not exist.
-
-    Ours: Table 5 prints bare means.
-    """
-
-    value: float
-    se: float
-    n: int
-
-
-def mean_with_error(groups: Iterable[Sequence[float]]) -> Mean:
-    """Return the mean over all values of all groups, its standard error computed over groups.
-
-    A group is what one dialogue contributes. With one value a group the error is the usual
-    deviation / sqrt(n); with more it is that of a ratio estimator, since dialogues were sampled
-    and not messages. Empty groups are left out. NaN without a value, NaN error with one group.
-
-    Ours: the paper gives no errors.
-    """
-    return _ratio([(math.fsum(group), len(group)) for group in groups])
-
-
-def averages(dialogues: Iterable[Dialogue], measures: Mapping[str, Measure]) -> dict[str, Mean]:
-    """Return for each named measure its `Mean` over `dialogues`, which are read once.
-
-    A measure takes a dialogue and returns its values, as many as it likes.
-
-    Ours: one way of averaging for every column.
-    """
-    totals: dict[str, list[tuple[float, int]]] = {name: [] for name in measures}
-    for dialogue in dialogues:
-        for name, measure in measures.items():
-            values = measure(dialogue)
-            totals[name].append((math.fsum(values), len(values)))
-    return {name: _ratio(pairs) for name, pairs in totals.items()}
-
-
-def _ratio(pairs: list[tuple[float, int]]) -> Mean:
-    pairs = [pair for pair in pairs if pair[1]]
-    if not pairs:
-        return Mean(math.nan, math.nan, 0)
-    n_groups, n = len(pairs), sum(size for _, size in pairs)
-    mean = math.fsum(total for total, _ in pairs) / n
-    if n_groups == 1:
-        return Mean(mean, math.nan, n)
-    squares = math.fsum((total - mean * size) ** 2 for total, size in pairs)
-    return Mean(mean, math.sqrt(n_groups / (n_groups - 1) * squares) / n, n)
-
-
-# ---- rounds and lengths -----------------------------------------------------------------------
-
-
-def rounds(dialogue: Dialogue) -> int:
+def rounds(texts: Sequence[str]) -> int:
     """Return the number of rounds, pairs of a user and an assistant message.
 
     Paper: Table 5, "Avg. #Turns" (UltraChat's 3.8 is its number of rounds, not of messages).
     """
-    return len(dialogue.messages) // 2
+    return len(texts) // 2
 
 
-def texts_of(dialogue: Dialogue, which: Which = "assistant") -> list[str]:
+def texts_by(texts: Sequence[str], which: Which = "assistant") -> list[str]:
     """Return the texts of the assistant's messages, of the user's, or of all, in order.
 
     Raises Stop when `which` is another word.
 
     Paper: Table 5 speaks of utterances without saying whose.
     """
-    if which not in ("assistant", "user", "all"):
+    if which not in SIDES:
         raise Stop(f"which '{which}': expected assistant, user or all")
-    return [m.content for m in dialogue.messages if which in ("all", m.role)]
+    return list(texts if which == "all" else texts[which == "assistant" :: 2])
 
 
-def utterance_lengths(dialogue: Dialogue, count: TokenCounter, which: Which = "assistant") -> list[int]:
+def utterance_lengths(texts: Sequence[str], count: TokenCounter, which: Which = "assistant") -> list[int]:
     """Return the length in tokens of each message by `which` side, in order.
 
     Paper: Table 5, "Avg. Utt. Length"; only assistant messages give Alpaca's 64.5 and can give
     UltraChat's 309.3, whose mean over all messages is below 1467.4 / (2 × 3.8) = 193.
     """
-    return [count(text) for text in texts_of(dialogue, which)]
+    return [count(text) for text in texts_by(texts, which)]
 
 
-def labelled_text(dialogue: Dialogue) -> str:
+def labelled_text(texts: Sequence[str]) -> str:
     """Return the dialogue as one text, a line break before each label but the first.
 
         User: Name a fruit.
@@ -130,11 +79,10 @@ def labelled_text(dialogue: Dialogue) -> str:
 
     Ours: the labels of the authors' training script (thunlp/UltraChat, train/ultrachat_dataset.py).
     """
-    labels = {"user": "User", "assistant": "Assistant"}
-    return "\n".join(f"{labels[m.role]}: {m.content}" for m in dialogue.messages)
+    return "\n".join(f"{('User', 'Assistant')[i % 2]}: {text}" for i, text in enumerate(texts))
 
 
-def dialogue_length(dialogue: Dialogue, count: TokenCounter, labels: bool = True) -> int:
+def dialogue_length(texts: Sequence[str], count: TokenCounter, labels: bool = True) -> int:
     """Return the length of the whole dialogue in tokens.
 
     With `labels` it is that of `labelled_text` plus one for the mark a tokenizer puts at the
@@ -144,123 +92,176 @@ def dialogue_length(dialogue: Dialogue, count: TokenCounter, labels: bool = True
     91.1 and 1467.4), bare text 84 and 1,441.
     """
     if labels:
-        return 1 + count(labelled_text(dialogue))
-    return sum(utterance_lengths(dialogue, count, "all"))
+        return 1 + count(labelled_text(texts))
+    return sum(utterance_lengths(texts, count, "all"))
 
 
-# ---- lexical diversity ------------------------------------------------------------------------
-
-
-def mtld(text: str, threshold: float = THRESHOLD) -> float | None:
-    """Return the MTLD of `text` by LexicalRichness, in words; None where it finds no words.
-
-    Its preprocessing is part of the definition: lower case, digits, hyphens and dashes deleted,
-    ASCII punctuation turned into spaces, words split at white space (so in Chinese a word is about
-    a clause). Raises Stop unless 0 < threshold < 1.
-
-    Paper: §4.5, Table 5 (McCarthy and Jarvis, 2010, "with LexicalRichness").
-    """
-    from lexicalrichness import LexicalRichness  # here because importing it takes seconds
-
-    if not 0 < threshold < 1:
-        raise Stop(f"threshold {threshold}: expected a number between 0 and 1")
-    text_richness = LexicalRichness(text)
-    return float(text_richness.mtld(threshold)) if text_richness.words else None
-
-
-def lexical_diversities(dialogue: Dialogue, which: Which = "assistant") -> list[float]:
+def lexical_diversities(texts: Sequence[str], which: Which = "assistant") -> list[float]:
     """Return the MTLD of each message by `which` side, those without words left out.
 
     Paper: Table 5, "averaging the MTLD score over each utterance"; assistant messages give Alpaca's
     42.8 within its error, all messages about 35.
     """
-    values = (mtld(text) for text in texts_of(dialogue, which))
+    values = (lexical.mtld(text) for text in texts_by(texts, which))
     return [value for value in values if value is not None]
 
 
-# ---- topic diversity --------------------------------------------------------------------------
+# ---- many dialogues at once -------------------------------------------------------------------
+
+Contribution = tuple[np.ndarray, np.ndarray]  # of each dialogue: total of its values, how many they are
 
 
-class TopicDiversity(NamedTuple):
-    """Mean cosine over pairs of dialogues, read in both ways; `n` is the number of vectors used.
+class Batch:
+    """Dialogues measured together; each figure is computed when first asked for, and once.
 
-    `similarity` leaves out the pairs of a dialogue with itself, `similarity_with_diagonal` counts
-    them, `distance` is 1 - similarity; `se` is the jackknife standard error of `similarity` and of
-    `distance`. NaN where it does not exist.
+    `segment` puts spaces between the words of a language written without (`lexical.segmenter`).
 
-    Paper: Table 5; ours is that 0.692 to 0.797 there are similarities, lower being more diverse.
+    Ours: the tokenizer and the compiled MTLD are fast on many texts at a time.
     """
 
-    similarity: float
-    similarity_with_diagonal: float
-    distance: float
-    se: float
-    n: int
+    def __init__(
+        self,
+        dialogues: Sequence[Sequence[str]],
+        count: TokenCounter,
+        segment: Callable[[str], str] | None = None,
+    ) -> None:
+        self.dialogues, self._count, self._segment = dialogues, count, segment
+        self.n_messages = np.array([len(texts) for texts in dialogues], np.int64)
+        self._starts = np.cumsum(self.n_messages) - self.n_messages
+        self._texts = list(chain.from_iterable(dialogues))
+        position = np.arange(len(self._texts)) - np.repeat(self._starts, self.n_messages)
+        self._by = {"assistant": position % 2 == 1, "user": position % 2 == 0, "all": position >= 0}
+
+    @cached_property
+    def message_tokens(self) -> np.ndarray:
+        """The tokens of each message, (n_messages,)."""
+        return self._count.many(self._texts)
+
+    @cached_property
+    def labelled_tokens(self) -> np.ndarray:
+        """The tokens of each dialogue with role labels and without a beginning mark, (n_dialogues,)."""
+        suffixes = [
+            "" if i == len(texts) - 1 else ("\nAssistant:", "\nUser:")[i % 2]
+            for texts in self.dialogues
+            for i in range(len(texts))
+        ]
+        parts = self._count.many_after_labels(self._texts, self.message_tokens, suffixes)
+        if parts is None:
+            return self._count.many([labelled_text(texts) for texts in self.dialogues])
+        return self._count("User:") + self._summed(parts, self._by["all"])[0]
+
+    def tokens_by(self, which: Which) -> Contribution:
+        """The tokens of the messages of one side."""
+        return self._summed(self.message_tokens, self._by[which])
+
+    def diversity_by(self, which: Which) -> Contribution:
+        """The MTLD of the messages of one side that have words."""
+        chosen = np.flatnonzero(self._by[which])
+        values = np.full(len(self._texts), np.nan)
+        values[chosen] = self._mtlds([self._texts[i] for i in chosen])
+        return self._summed(values, ~np.isnan(values))
+
+    def diversity_of_dialogues(self) -> Contribution:
+        """The MTLD of whole dialogues that have words."""
+        values = self._mtlds(["\n".join(texts) for texts in self.dialogues])
+        return np.nan_to_num(values), ~np.isnan(values)
+
+    def one_each(self, values: np.ndarray) -> Contribution:
+        """One value a dialogue."""
+        return values, np.ones(len(values), np.int64)
+
+    def _mtlds(self, texts: list[str]) -> np.ndarray:
+        return lexical.mtlds([self._segment(text) for text in texts] if self._segment else texts)
+
+    def _summed(self, values: np.ndarray, used: np.ndarray) -> Contribution:
+        if not len(self._starts):
+            return np.zeros(0), np.zeros(0, np.int64)
+        kept = np.where(used, values, 0)
+        sizes = np.add.reduceat(used.astype(np.int64), self._starts)
+        if kept.dtype.kind == "i":
+            return np.add.reduceat(kept, self._starts), sizes
+        ends = self._starts + self.n_messages  # fsum: rounded once, whatever the order
+        return np.array([math.fsum(kept[a:b]) for a, b in zip(self._starts, ends, strict=True)]), sizes
 
 
-def topic_diversity(embeddings: np.ndarray, n_sample: int | None = None) -> TopicDiversity:
-    """Return the `TopicDiversity` of an (n, d) array, one embedding a row, over all pairs.
+class Definition(NamedTuple):
+    """One reading of a column of Table 5; the first of a column is the one that reproduces the paper.
 
-    The sum over all pairs of unit vectors is the squared length of their sum, so no pair is ever
-    formed; leaving one vector out is as cheap, which gives the jackknife error. `n_sample` takes
-    that many rows at random (`PAPER_SAMPLE` for the paper's procedure; generator seed 0). Rows
-    of zeros have no direction and are left out. Raises Stop for another shape or non-finite values.
-
-    Paper: Table 5, "averaging the cosine distance between each pair of data"; the text of §4.5 says
-    UltraChat (0.702) falls short of GPT4ALL (0.692), so what is printed is a similarity.
+    Ours: the paper's wording allows several.
     """
-    vectors = np.asarray(embeddings)
-    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
-        raise Stop(f"embeddings: expected an (n, d) array of numbers, got {vectors.dtype} {vectors.shape}")
-    if n_sample is not None:
-        if n_sample < 1:
-            raise Stop(f"n_sample {n_sample}: expected a positive whole number")
-        if n_sample < len(vectors):
-            rows = np.random.default_rng(0).choice(len(vectors), n_sample, replace=False)
-            vectors = vectors[np.sort(rows)]
-    total, n = np.zeros(vectors.shape[1]), 0
-    for units in _unit_rows(vectors):
-        total += units.sum(axis=0)
-        n += len(units)
-    squared = float(total @ total)
-    similarity = (squared - n) / (n * (n - 1)) if n > 1 else math.nan
-    se = math.nan
-    if n > 2:
-        # without vector i the pairs sum to |total|² - 2 units·total + 1 - (n - 1): only the dots vary
-        dots = np.concatenate([units @ total for units in _unit_rows(vectors)])
-        spread = float(((dots - dots.mean()) ** 2).sum())
-        se = 2 / ((n - 1) * (n - 2)) * math.sqrt((n - 1) / n * spread)
-    diagonal = squared / n**2 if n else math.nan
-    return TopicDiversity(similarity, diagonal, 1 - similarity, se, n)
+
+    column: str
+    reading: str
+    measure: Callable[[Batch], Contribution]
+
+    @property
+    def key(self) -> str:
+        """Its name in files and rows: "utterance_tokens/all"."""
+        return f"{self.column}/{self.reading}"
 
 
-def _unit_rows(vectors: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(vectors), TOPIC_ROWS_AT_ONCE):
-        block = vectors[start : start + TOPIC_ROWS_AT_ONCE].astype(np.float64)
-        if not np.isfinite(block).all():
-            raise Stop(f"embeddings: a value in rows {start} to {start + len(block) - 1} is not finite")
-        lengths = np.linalg.norm(block, axis=1)
-        yield block[lengths > 0] / lengths[lengths > 0, None]
+_D, _U, _L = "dialogue_tokens", "utterance_tokens", "lexical_diversity"
+DEFINITIONS: tuple[Definition, ...] = (
+    Definition("rounds", "rounds", lambda b: b.one_each(b.n_messages // 2)),
+    Definition("rounds", "messages", lambda b: b.one_each(b.n_messages)),
+    Definition(_D, "labels", lambda b: b.one_each(b.labelled_tokens + 1)),
+    Definition(_D, "labels, no beginning mark", lambda b: b.one_each(b.labelled_tokens)),
+    Definition(_D, "labels, end marks", lambda b: b.one_each(b.labelled_tokens + 1 + b.n_messages)),
+    Definition(_D, "bare", lambda b: b.one_each(b.tokens_by("all")[0])),
+    Definition(_U, "assistant", lambda b: b.tokens_by("assistant")),
+    Definition(_U, "user", lambda b: b.tokens_by("user")),
+    Definition(_U, "all", lambda b: b.tokens_by("all")),
+    Definition(_L, "assistant", lambda b: b.diversity_by("assistant")),
+    Definition(_L, "user", lambda b: b.diversity_by("user")),
+    Definition(_L, "all", lambda b: b.diversity_by("all")),
+    Definition(_L, "whole dialogue", lambda b: b.diversity_of_dialogues()),
+)
+SIMILARITIES = {"pairs": "similarity", "with diagonal": "similarity_with_diagonal", "distance": "distance"}
 
 
-def embed_offline(texts: Sequence[str], n_dimensions: int = 256) -> np.ndarray:
-    """Return an (n, at most `n_dimensions`) array: TF-IDF reduced by a truncated SVD, one row a text.
+def definition(column: str, reading: str | None = None) -> Definition:
+    """Return a column's definition of that reading, the paper's when None; raises Stop for another name.
 
-    Works offline and is repeatable (seed 0), but its cosines live on another scale than a neural
-    embedding's: not comparable with the paper's. A text without known words is a row of zeros.
-
-    Ours: the paper uses an OpenAI embedding and does not name the model.
+    Ours: definitions are parameters with names.
     """
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    readings = {d.reading: d for d in DEFINITIONS if d.column == column}
+    if not readings:
+        raise Stop(f"column '{column}': expected one of {', '.join({d.column: 0 for d in DEFINITIONS})}")
+    if reading is not None and reading not in readings:
+        raise Stop(f"{column} '{reading}': expected one of {', '.join(readings)}")
+    return readings[reading] if reading else next(iter(readings.values()))
 
-    try:
-        weights = TfidfVectorizer(sublinear_tf=True, max_features=50_000).fit_transform(texts)
-    except ValueError:  # not one word in all the texts
-        return np.zeros((len(texts), 1))
-    if min(weights.shape) < 2:  # one text or one word: nothing to reduce, and the SVD refuses
-        return weights.toarray()[:, :n_dimensions]
-    return TruncatedSVD(min(n_dimensions, *weights.shape), random_state=0).fit_transform(weights)
+
+# of Table 5's columns both readings where it is ambiguous; the first four are the paper's
+PRINTED = (
+    definition("rounds"), definition(_D), definition(_U), definition(_L), definition(_D, "bare"), definition(_U, "all"),
+)  # fmt: skip
+
+
+def sums_of(batch: Batch, definitions: Iterable[Definition]) -> dict[str, Sums]:
+    """Return each definition's `Sums` over a batch, by its key.
+
+    Ours: what blocks of a large file hand back.
+    """
+    return {d.key: Sums.of(*d.measure(batch)) for d in definitions}
+
+
+def sums_over(
+    dialogues: Iterable[Sequence[str]],
+    count: TokenCounter,
+    definitions: Sequence[Definition],
+    segment: Callable[[str], str] | None = None,
+) -> dict[str, Sums]:
+    """Return each definition's `Sums` over dialogues, which are read once and few at a time.
+
+    Ours: one way of averaging for every column.
+    """
+    totals = {d.key: Sums() for d in definitions}
+    dialogues = iter(dialogues)
+    while some := list(islice(dialogues, DIALOGUES_AT_ONCE)):
+        for key, sums in sums_of(Batch(some, count, segment), definitions).items():
+            totals[key] += sums
+    return totals
 
 
 # ---- coherence --------------------------------------------------------------------------------
@@ -301,57 +302,10 @@ def coherence(scores: Iterable[float | None]) -> Coherence:
 # ---- the table --------------------------------------------------------------------------------
 
 
-class Definition(NamedTuple):
-    """One way to read a column of Table 5; `key` is its name in `table5_row`, None where not printed there.
-
-    The reading we take for the paper's is the one whose key is the column's name.
-
-    Ours: the paper's wording allows several.
-    """
-
-    column: str
-    reading: str
-    key: str | None
-    measure: Callable[[Dialogue, TokenCounter], Sequence[float]]
-
-
-def _whole_diversity(dialogue: Dialogue) -> list[float]:
-    value = mtld("\n".join(texts_of(dialogue, "all")))
-    return [] if value is None else [value]
-
-
-_D, _U, _L = "dialogue_tokens", "utterance_tokens", "lexical_diversity"
-DEFINITIONS: tuple[Definition, ...] = (
-    Definition("rounds", "rounds", "rounds", lambda d, c: [rounds(d)]),
-    Definition("rounds", "messages", None, lambda d, c: [len(d.messages)]),
-    Definition(_D, "labels and BOS", _D, lambda d, c: [dialogue_length(d, c)]),
-    Definition(_D, "labels", None, lambda d, c: [dialogue_length(d, c) - 1]),
-    Definition(
-        _D, "labels, BOS, an end mark a message", None, lambda d, c: [dialogue_length(d, c) + len(d.messages)]
-    ),
-    Definition(_D, "bare", f"{_D}_bare", lambda d, c: [dialogue_length(d, c, labels=False)]),
-    Definition(_U, "assistant", _U, utterance_lengths),
-    Definition(_U, "user", None, lambda d, c: utterance_lengths(d, c, "user")),
-    Definition(_U, "all", f"{_U}_all", lambda d, c: utterance_lengths(d, c, "all")),
-    Definition(_L, "assistant", _L, lambda d, c: lexical_diversities(d)),
-    Definition(_L, "all", None, lambda d, c: lexical_diversities(d, "all")),
-    Definition(_L, "whole dialogue", None, lambda d, c: _whole_diversity(d)),
-)
-
-
-def _averages_of(
-    definitions: Sequence[Definition], dialogues: Iterable[Dialogue], tokenizer: str | Path
-) -> list[Mean]:
-    count = token_counter(tokenizer)
-    measures = {
-        f"{d.column}/{d.reading}": lambda dialogue, measure=d.measure: measure(dialogue, count)
-        for d in definitions
-    }
-    return list(averages(dialogues, measures).values())
-
-
 def compare_definitions(
-    dialogues: Iterable[Dialogue], *, tokenizer: str | Path = "words", embeddings: np.ndarray | None = None
+    sums: Mapping[str, Sums],
+    definitions: Iterable[Definition] = DEFINITIONS,
+    topic: TopicDiversity | None = None,
 ) -> pd.DataFrame:
     """Return every reading of every column for one corpus: columns column, reading, used, value, se, n.
 
@@ -360,47 +314,60 @@ def compare_definitions(
 
     Ours: how we know what Table 5 means.
     """
-    means = _averages_of(DEFINITIONS, dialogues, tokenizer)
-    rows = [
-        (d.column, d.reading, d.key == d.column, *mean) for d, mean in zip(DEFINITIONS, means, strict=True)
-    ]
-    if embeddings is not None:
-        t = topic_diversity(embeddings)
+    rows = [(d.column, d.reading, d == definition(d.column), *sums[d.key].mean()) for d in definitions]
+    if topic is not None:
         rows += [
-            ("topic_diversity", "similarity", True, t.similarity, t.se, t.n),
-            ("topic_diversity", "similarity with diagonal", False, t.similarity_with_diagonal, math.nan, t.n),
-            ("topic_diversity", "distance", False, t.distance, t.se, t.n),
-        ]
+            ("topic_diversity", reading, field == "similarity", getattr(topic, field),
+             math.nan if field == "similarity_with_diagonal" else topic.se, topic.n)
+            for reading, field in SIMILARITIES.items()
+        ]  # fmt: skip
     return pd.DataFrame(rows, columns=["column", "reading", "used", "value", "se", "n"])
 
 
-def table5_row(
-    dialogues: Iterable[Dialogue],
+def row_of(
+    sums: Mapping[str, Sums],
     *,
-    tokenizer: str | Path = "words",
-    embeddings: np.ndarray | None = None,
-    coherence_scores: Iterable[float | None] | None = None,
-    name: str = "ours",
+    name: str,
+    tokenizer: str | Path,
+    topic: TopicDiversity | None = None,
+    coherence_scores: Iterable[float | None] = (),
 ) -> dict[str, Any]:
-    """Return one row of Table 5 as a dict; `pd.DataFrame([row, …])` makes the table.
+    """Return one row of Table 5 as a dict from the sums of the `PRINTED` definitions.
 
-    Keys: dataset, tokenizer, n_dialogues; rounds, dialogue_tokens, dialogue_tokens_bare,
-    utterance_tokens (assistant), utterance_tokens_all and lexical_diversity, each with its `…_se`
-    and `…_n`; topic_ and the fields of `TopicDiversity`; coherence, and coherence_ with the fields
-    of `Coherence`. A column without data is NaN with n 0. `embeddings` (n, d) and
-    `coherence_scores` may cover a sample of the dialogues. Raises Stop as the functions above.
+    Keys: dataset, tokenizer, n_dialogues; rounds, dialogue_tokens, utterance_tokens (assistant),
+    lexical_diversity, dialogue_tokens_bare, utterance_tokens_all, each with its `…_se` and `…_n`;
+    topic_ and the fields of `TopicDiversity`; coherence, and coherence_ with the fields of
+    `Coherence`. A column without data is NaN with n 0.
 
     Paper: Table 5; both readings where it is ambiguous.
     """
-    printed = [definition for definition in DEFINITIONS if definition.key]
-    means = _averages_of(printed, dialogues, tokenizer)
     row: dict[str, Any] = {"dataset": name, "tokenizer": tokenizer_label(tokenizer)}
-    row["n_dialogues"] = means[0].n  # rounds come first and are one value a dialogue
-    for definition, mean in zip(printed, means, strict=True):
-        key = definition.key
+    row["n_dialogues"] = sums["rounds/rounds"].n
+    for d in PRINTED:
+        key = d.column if d == definition(d.column) else f"{d.column}_{d.reading}"
+        mean = sums[d.key].mean()
         row |= {key: mean.value, f"{key}_se": mean.se, f"{key}_n": mean.n}
-    topic = topic_diversity(np.zeros((0, 1)) if embeddings is None else embeddings)
+    topic = topic_diversity(np.zeros((0, 1))) if topic is None else topic
     row |= {f"topic_{field}": value for field, value in topic._asdict().items()}
-    scores = coherence(() if coherence_scores is None else coherence_scores)._asdict()
+    scores = coherence(coherence_scores)._asdict()
     row["coherence"] = scores.pop("mean")
     return row | {f"coherence_{field}": value for field, value in scores.items()}
+
+
+def table5_row(
+    dialogues: Iterable[Sequence[str]],
+    *,
+    tokenizer: str | Path = "words",
+    embeddings: np.ndarray | None = None,
+    coherence_scores: Iterable[float | None] = (),
+    name: str = "ours",
+) -> dict[str, Any]:
+    """Return one row of Table 5 for dialogues in memory; `pd.DataFrame([row, …])` makes the table.
+
+    `embeddings` (n, d) and `coherence_scores` may cover a sample of the dialogues. See `row_of`.
+
+    Paper: Table 5; both readings where it is ambiguous.
+    """
+    sums = sums_over(dialogues, token_counter(tokenizer), PRINTED)
+    topic = None if embeddings is None else topic_diversity(embeddings)
+    return row_of(sums, name=name, tokenizer=tokenizer, topic=topic, coherence_scores=coherence_scores)

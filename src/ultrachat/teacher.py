@@ -19,7 +19,6 @@ they cost (`money`).
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -28,14 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
-from tqdm import tqdm
-
 from ultrachat.calls import Caller, CallFailed, Halted, Patience, Request, ServerDown, TryAgain
 from ultrachat.endpoints import LOOPBACK, Endpoint
 from ultrachat.errors import Stop
 from ultrachat.interrupts import run_interruptibly
 from ultrachat.money import BATCH_DISCOUNT, BYTES_PER_TOKEN, Budget, Forecast, prompt_bytes, read_prices
 from ultrachat.pacing import Pace
+from ultrachat.progress import progress_bar
 from ultrachat.recorded import RECORDED, stand_in
 from ultrachat.runs import Run, read_manifest
 from ultrachat.store import FailedRow, Row, Store, canonical, key_of, open_store
@@ -261,7 +259,7 @@ class Teacher:
         results: dict[int, Any] = {}
         failures: dict[int, Failure] = {}
         queue = iter(enumerate(items))
-        bar = _progress_bar(len(items), label, live=not self.recorded)
+        bar = progress_bar(len(items), label, clock=not self.recorded)
         async with self._session(len(items)) as session:
 
             async def ask(request: Request) -> str:
@@ -460,18 +458,3 @@ def _share_of_budget(run: Run, budget_usd: float) -> float | None:
 
 def _is_amount(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < float("inf")
-
-
-def _progress_bar(total: int, label: str | None, live: bool) -> tqdm:
-    """A plain-text bar; without clock times for the recorded teacher, so that saved outputs do not differ."""
-    clock = " [{elapsed}<{remaining}]" if live else ""
-    return tqdm(
-        total=total,
-        desc=label,
-        disable=label is None,
-        file=sys.stdout,
-        ascii=" #",
-        ncols=78,
-        mininterval=0.5,
-        bar_format="{desc}: {bar} {n_fmt}/{total_fmt}" + clock,
-    )
