@@ -73,10 +73,28 @@ def test_the_papers_row_beside_it(alpaca):
     ).table
     table = table.set_index("column")
     assert table.loc["lexical_diversity", "paper"] == 42.8
-    apart = (table.loc["lexical_diversity", "value"] - 42.8) / table.loc["lexical_diversity", "se"]
-    assert table.loc["lexical_diversity", "errors_apart"] == pytest.approx(apart)
+    assert table["errors_apart"].isna().all()  # of two dialogues
+
+
+def test_distances_from_the_paper_only_where_they_mean_something(tmp_path, runs_home, public):
+    rows = [{"data": [f"Question {i}?", f"an answer {'very ' * (i % 7)}long"]} for i in range(40)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def apart(**options) -> pd.Series:
+        described = D.describe(
+            [path], D.Options(beside="Baize", embeddings="tfidf", **options), progress=False
+        )
+        return described.table.set_index("column")
+
+    table = apart()
+    expected = (table.loc["lexical_diversity", "value"] - 67.1) / table.loc["lexical_diversity", "se"]
+    assert table.loc["lexical_diversity", "errors_apart"] == pytest.approx(expected)
     # other tokens and another embedding than the paper's: no distance
     assert table.loc[["dialogue_tokens", "utterance_tokens", "topic_diversity"], "errors_apart"].isna().all()
+    table = apart(tokenizer=str(public("tokenizers/llama2_tokenizer.model")))
+    assert table.loc[["dialogue_tokens", "utterance_tokens"], "errors_apart"].notna().all()
+    assert math.isnan(table.loc["topic_diversity", "errors_apart"])
 
 
 def test_given_vectors_are_used_for_all_dialogues(alpaca, tmp_path):

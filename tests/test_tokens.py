@@ -145,6 +145,31 @@ def byte_level(path: Path, regex: str | None = None) -> Path:
     return path
 
 
+def llama_like(path: Path) -> Path:
+    """A BPE that writes spaces as LLaMA's tokenizer.json does: one put in front, all of them made visible."""
+    from tokenizers import Tokenizer, models, normalizers
+
+    merges = [
+        ("\u2581", "\u2581"),
+        ("\u2581", "a"),
+        ("\u2581a", "b"),
+        ("w", "o"),
+        ("\u2581", "wo"),
+        ("r", "d"),
+        ("\u2581wo", "rd"),
+        ("'", "7"),
+    ]
+    tokens = ["<unk>", *"\u2581ab.,'7word\n", *(a + b for a, b in merges)]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.save(str(path))
+    return path
+
+
 CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -156,6 +181,7 @@ def counters(tmp_path_factory):
         "whitespace": T.token_counter("whitespace"),
         "gpt2-like": T.token_counter(byte_level(folder / "gpt2.json")),
         "cl100k-like": T.token_counter(byte_level(folder / "cl100k.json", CL100K)),
+        "llama-like": T.token_counter(llama_like(folder / "llama.json")),
         "word level": T.token_counter(_tokenizer_json(folder / "t")),
     }
     if LLAMA.exists():
@@ -165,7 +191,7 @@ def counters(tmp_path_factory):
 
 def test_which_tokenizers_are_cut(counters):
     remembers = {name for name, counter in counters.items() if counter.remembers}
-    assert remembers >= {"words", "whitespace", "gpt2-like", "cl100k-like"}
+    assert remembers >= {"words", "whitespace", "gpt2-like", "cl100k-like", "llama-like"}
     assert "word level" not in remembers
     if "llama" in counters:
         assert "llama" in remembers
@@ -178,8 +204,23 @@ def test_many_are_as_each_alone(counters, texts):
         assert count.many(texts).tolist() == [count(text) for text in texts], name
 
 
+@settings(max_examples=150, deadline=None)
+@given(TEXTS, st.lists(st.sampled_from(["", "\nUser:", "\nAssistant:"]), min_size=8, max_size=8))
+def test_texts_after_labels_are_as_in_the_whole(counters, texts, suffixes):
+    texts = [text or "x" for text in texts]
+    suffixes = suffixes[: len(texts)]
+    for name, count in counters.items():
+        found = count.many_after_labels(texts, count.many(texts), suffixes)
+        if not count.remembers:
+            assert found is None
+            continue
+        label = count("User:")
+        whole = [count(f"User: {text}{suffix}") - label for text, suffix in zip(texts, suffixes, strict=True)]
+        assert found.tolist() == whole, name
+
+
 def test_a_full_table_and_long_pieces_change_nothing(counters, monkeypatch):
-    monkeypatch.setattr(T, "N_SLOTS", 64)
+    monkeypatch.setattr("ultrachat.pieces.N_SLOTS", 64)
     rng = np.random.default_rng(0)
     texts = [" ".join("x" * rng.integers(1, 90) + str(i) for _ in range(20)) for i in range(30)]
     monkeypatch.setattr("ultrachat.lexical.BYTES_AT_ONCE", 2_000)

@@ -240,7 +240,7 @@ def ultrachat_arithmetic_rows(data: Path) -> Iterator[Row]:
         ("u, user message length in short dialogues", user, "tokens", "measured", ours),
         ("message length if utterances were all messages", dialogue / (2 * rounds), "tokens",
          "D / (2 R); at most D / (2 (R - 0.05)); U is far above it, m is not", table),
-        ("dialogue length of all messages", ALL_MESSAGES * 2 * ROUNDS, "tokens", "m 2 r; agrees with b", public),
+        ("dialogue length of all messages", ALL_MESSAGES * 2 * ROUNDS, "tokens", "m 2 r; from the same counts, so it must agree with b", public),
         ("user message length if utterances are the assistant's", BARE / ROUNDS - utterance, "tokens",
          "b / r - U; compare u", f"{table}; {public}"),
         ("dialogue length with labels", BARE + per_round * ROUNDS, "tokens", "b + l r; compare D",

@@ -97,8 +97,8 @@ def chinese_note(dialogues: list[list[str]]) -> str:
     n_words = np.median([len(lexical.words_of(text)) for text in answers])
     n_characters = np.median([len(text) for text in answers])
     return (
-        "Chinese: LexicalRichness splits at white space and ASCII punctuation and its 'word' is about a "
-        f"clause (median {n_words:.0f} in an answer of median {n_characters:.0f} characters): the MTLD is "
+        "Chinese: LexicalRichness splits at white space and ASCII punctuation and its 'word' is whatever stands "
+        f"between them, a clause or a whole answer (median {n_words:.0f} in an answer of median {n_characters:.0f} characters): the MTLD is "
         "not comparable with English"
     )
 

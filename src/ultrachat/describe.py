@@ -4,8 +4,9 @@
     print(described)                                  # column, reading, value, se, n; rows read; what was bad
     described.save(Path("alpaca.csv"))                # or .md, or .json
 
-Every column of the table has its reading beside it, and the reading is a parameter: the defaults are
-those that reproduce the paper. `beside` puts the paper's own figures next to ours.
+Every column of the table has its reading beside it, and the reading is a parameter: the default readings are
+those that reproduce the paper, with LLaMA's tokenizer, which may not be shipped: without `tokenizer`, words
+and marks are counted and the table says so. `beside` puts the paper's own figures next to ours.
 
 Absent on purpose: how it is measured (`measure`), what the readings mean (`statistics`), the judge's
 column, which costs money (notebook 06).
@@ -34,10 +35,10 @@ from ultrachat.lexical import SEGMENTERS
 from ultrachat.measure import Plan, Totals, measure, measure_on_ray
 from ultrachat.runs import runs_folder, write_bytes
 from ultrachat.statistics import DEFINITIONS, SIMILARITIES, compare_definitions, definition
-from ultrachat.tokens import tokenizer_label
+from ultrachat.tokens import token_counter, tokenizer_label
 from ultrachat.topics import PAPER_SAMPLE, TopicDiversity, topic_diversity
 
-NO_TOKENIZERS = ("words", "whitespace")
+FEWEST = 30  # values, below which a standard error is too rough to count distances in
 SUFFIXES = (".csv", ".md", ".json")
 READ_BY = {"dialogue": "dialogue_tokens", "utterance": "utterance_tokens", "similarity": "topic_diversity"}
 
@@ -46,7 +47,7 @@ READ_BY = {"dialogue": "dialogue_tokens", "utterance": "utterance_tokens", "simi
 class Options:
     """How files are described; every field is an option of the command line with the same name.
 
-    Ours: definitions are parameters with names, and the defaults reproduce the paper.
+    Ours: definitions are parameters with names; the default readings are those that reproduce the paper.
     """
 
     tokenizer: str = "words"
@@ -93,7 +94,8 @@ class Description:
     """What `describe` found: the table, what became of the rows, and the evaluation questions met.
 
     `table` has the columns column, reading, value, se, n, and with `beside` paper and errors_apart
-    ((value - paper) / se, missing where the two cannot be compared).
+    ((value - paper) / se). That is missing where the two cannot be compared: lengths in other tokens than
+    LLaMA's, topic diversity by whatever embedding (the paper's is not named), fewer than 30 values.
 
     Ours: a row of Table 5 with its errors and definitions.
     """
@@ -243,13 +245,11 @@ def _table(totals: Totals, options: Options, topic: TopicDiversity | None) -> pd
     printed = paper.table("table5_statistics").set_index("dataset").loc[options.beside]
     table = table.assign(paper=[printed[column] for column in table["column"]])
     apart = (table["value"] - table["paper"]) / table["se"].where(table["se"] > 0)
-    # in other tokens than LLaMA's, or by another embedding than OpenAI's, a distance means nothing
     comparable = {"rounds", "lexical_diversity"}
-    if options.tokenizer not in NO_TOKENIZERS:
+    if token_counter(options.tokenizer).like_llama:
         comparable |= {"dialogue_tokens", "utterance_tokens"}
-    if options.base_url is not None:
-        comparable |= {"topic_diversity"}
-    return table.assign(errors_apart=apart.where(table["column"].isin(comparable))).reset_index(drop=True)
+    meaningful = table["column"].isin(comparable) & (table["n"] >= FEWEST)
+    return table.assign(errors_apart=apart.where(meaningful)).reset_index(drop=True)
 
 
 # ---- the command ------------------------------------------------------------------------------

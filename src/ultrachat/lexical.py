@@ -36,7 +36,7 @@ def words_of(text: str) -> list[str]:
     """Return the words of `text` as LexicalRichness finds them, its preprocessing being part of the definition.
 
     Lower case; digits, hyphens and dashes deleted; ASCII punctuation to spaces; split at white space. Only
-    ASCII marks part words: "pear,fig" is two words, Chinese "梨，无花果" is one, about a clause long.
+    ASCII marks part words: "pear,fig" is two words, Chinese "梨，无花果" is one, and often a whole answer is.
 
     Paper: §4.5, "with LexicalRichness".
     """
@@ -96,7 +96,7 @@ SEGMENTERS = ("none", "characters", "jieba")
 def segmenter(name: str) -> Callable[[str], str]:
     """Return a function that puts spaces between the words of a Chinese text, for `mtld` to see them.
 
-    "none" leaves the text alone (what LexicalRichness does with Chinese: a "word" is a clause),
+    "none" leaves the text alone (for LexicalRichness a clause in Chinese, or a whole text, is one word),
     "characters" makes every Han or kana character a word, "jieba" asks that package's dictionary; the
     last two also turn wide punctuation into spaces. Raises Stop for another name or without jieba.
 

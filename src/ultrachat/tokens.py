@@ -4,31 +4,28 @@
     count("Don't panic!")
     count.many(["Don't panic!", "42"])             # the same counts, many texts at once
 
-`many` is fast because words repeat: a text is cut before its spaces, each distinct piece is given to
-the tokenizer once and its count remembered. That is exact for tokenizers none of whose tokens reaches
-across such a cut, which is looked up in the vocabulary and then tried (`HARD_TEXTS`); others get
-whole texts.
+`many` is fast because words repeat: a text is cut before its spaces, and the count of each distinct
+piece is remembered (`pieces`). That is exact for tokenizers none of whose tokens reaches across such a cut,
+which is looked up in the vocabulary and then tried (`HARD_TEXTS`); others get whole texts.
 
 Absent on purpose: torch and transformers. Counting needs neither, and notebooks 01 to 06 do not load them.
 """
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from ultrachat.errors import Stop
 from ultrachat.lexical import utf8_batches
+from ultrachat.pieces import Pieces
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -51,7 +48,7 @@ class Tokenizer(NamedTuple):
     """How a tokenizer counts: `counts` takes texts and returns one number each, no special tokens added.
 
     `cuttable` says that no token reaches across a space that follows no white space, so that a text may
-    be cut before it; a `prefixed` tokenizer puts a space in front of every text, so a piece goes without its own.
+    be cut before it; `prefixed` and `lines_apart` are as in `pieces.Pieces`.
 
     Ours: what must be known of a tokenizer to count fast and exactly.
     """
@@ -59,6 +56,8 @@ class Tokenizer(NamedTuple):
     counts: Callable[[Sequence[str]], list[int]]
     cuttable: bool
     prefixed: bool = False
+    lines_apart: bool = False
+    n_tokens: int = 0  # in its vocabulary, where it has one
 
 
 def _tiktoken(name: str) -> Tokenizer:
@@ -71,7 +70,7 @@ def _tiktoken(name: str) -> Tokenizer:
 
 def _sentencepiece(name: str) -> Tokenizer:
     model = _load(name, "sentencepiece", lambda p: p.SentencePieceProcessor(model_file=name))
-    pieces = (model.id_to_piece(i).replace("\u2581", " ") for i in range(model.get_piece_size()))
+    vocabulary = [model.id_to_piece(i).replace("\u2581", " ") for i in range(model.get_piece_size())]
     # a model that collapses spaces or adds none in front counts otherwise: then texts stay whole
     plain = model.encode("a  b", out_type=str)
     keeps_spaces = "".join(plain) == "\u2581a\u2581\u2581b"
@@ -79,8 +78,10 @@ def _sentencepiece(name: str) -> Tokenizer:
         lambda texts: [
             len(ids) for ids in model.encode(list(texts), add_bos=False, add_eos=False, num_threads=1)
         ],
-        cuttable=keeps_spaces and not _crosses(pieces),
+        cuttable=keeps_spaces and not _crosses(vocabulary),
         prefixed=True,
+        lines_apart=_lines_are_apart(vocabulary),
+        n_tokens=len(vocabulary),
     )
 
 
@@ -90,13 +91,15 @@ def _json_file(name: str, load: Callable[[ModuleType], Any]) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # means: split special tokens found in a text like any other
     kind = _known_kind(json.loads(tokenizer.to_str()))
-    vocabulary = (token.translate(_WHITE_SPACE) for token in tokenizer.get_vocab(with_added_tokens=False))
+    vocabulary = [token.translate(_WHITE_SPACE) for token in tokenizer.get_vocab(with_added_tokens=False)]
     return Tokenizer(
         lambda texts: [
             len(e.ids) for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ],
         cuttable=kind is not None and not _crosses(vocabulary),
         prefixed=kind == "LLaMA",
+        lines_apart=kind == "LLaMA" and _lines_are_apart(vocabulary),
+        n_tokens=len(vocabulary),
     )
 
 
@@ -129,6 +132,11 @@ def _known_kind(config: dict[str, Any]) -> str | None:
 def _crosses(vocabulary: Iterable[str]) -> bool:
     """Whether a token reaches from something that is no white space across a space."""
     return any(re.search(r"\S ", token) for token in vocabulary)
+
+
+def _lines_are_apart(vocabulary: Iterable[str]) -> bool:
+    """Whether no token has a line break and something else: then each is a token, or a byte, by itself."""
+    return not any("\n" in token and token != "\n" for token in vocabulary)
 
 
 def _load(name: str, package: str, load: Callable[[ModuleType], Any]) -> Any:
@@ -178,12 +186,16 @@ def tokenizer_label(name: str | Path) -> str:
 class TokenCounter:
     """A function from text to its number of tokens, and from many texts to an array of them (`many`).
 
+    `like_llama` says whether it is LLaMA's own tokenizer, by what can be seen of it.
+
     Ours: the paper does not name its tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._counts_of = tokenizer.counts
-        self._known = _Pieces(tokenizer) if tokenizer.cuttable else None
+        counts_of, cuttable, prefixed, lines_apart, n_tokens = tokenizer
+        self.like_llama = prefixed and n_tokens == LLAMA_TOKENS
+        self._known = Pieces(counts_of, prefixed, lines_apart) if cuttable else None
         if self._known and self.many(HARD_TEXTS).tolist() != tokenizer.counts(HARD_TEXTS):
             self._known = None
 
@@ -239,6 +251,8 @@ def _first_and_last_cut(text: str) -> tuple[int, int]:
     return first, last
 
 
+LLAMA_TOKENS = 32_000  # of LLaMA's vocabulary, by which its tokenizer is recognised under any name
+
 # what a tokenizer believed to be cuttable is tried on before it is cut
 HARD_TEXTS = (
     "", " ", "  ", "a ", " a", "a  b   c ", "\n a\n\n  b \t c\r\n d", "I'm it's  WE'LL 'S 's  t", "x = {\n    'a' :  1 }\n ",
@@ -263,141 +277,3 @@ def token_counter(name: str | Path) -> TokenCounter:
     Ours: the paper does not name its tokenizer.
     """
     return TokenCounter(_tokenizer(str(name)))
-
-
-LONGEST = 64  # bytes of a piece that is remembered
-N_SLOTS = 1 << 23  # of the table; when it fills up it is emptied, which costs time and changes nothing
-UNKNOWN = -1
-
-
-class _Pieces:
-    """Counts of pieces met before: an open-addressing table over their bytes, compared in full."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._counts_of, self.prefixed = tokenizer.counts, tokenizer.prefixed
-        self._slots = np.full(N_SLOTS, -1, np.int32)
-        self._hashes = np.zeros(N_SLOTS // 2, np.uint64)
-        self._spans = np.zeros((N_SLOTS // 2, 2), np.int32)  # begin and end in `_bytes`
-        self._bytes = np.zeros(N_SLOTS // 2 * 12, np.uint8)
-        self._counts = np.full(N_SLOTS // 2, UNKNOWN, np.int32)
-        self._used = np.zeros(2, np.int64)  # pieces and bytes in use
-
-    def count(self, buffer: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        """Return the tokens of each text `buffer[starts[i]:starts[i + 1]]`."""
-        if self._used[0] > 0.75 * len(self._counts) or self._used[1] > 0.75 * len(self._bytes):
-            self._slots.fill(-1)
-            self._counts.fill(UNKNOWN)
-            self._used[:] = 0
-        totals = np.zeros(len(starts) - 1, np.int64)
-        known = self._used[0]
-        later = np.empty((len(buffer) // 2 + len(starts), 3), np.int64)
-        n_later = _count_pieces(
-            buffer, starts, self.prefixed, self._slots, self._hashes, self._spans, self._bytes, self._counts,
-            self._used, totals, later,
-        )  # fmt: skip
-        self._learn(int(known))
-        raw = buffer.tobytes() if n_later else b""
-        of_text, begin, end = later[:n_later].T
-        new = begin == UNKNOWN  # the piece was met for the first time in this batch; `end` is its number
-        np.add.at(totals, of_text[new], self._counts[end[new]])
-        long = ~new
-        if long.any():
-            texts = [raw[b:e].decode() for b, e in zip(begin[long], end[long], strict=True)]
-            np.add.at(totals, of_text[long], self._counts_of(texts))
-        return totals
-
-    def _learn(self, first: int) -> None:
-        """Ask the tokenizer for the counts of the pieces from number `first` on."""
-        last = int(self._used[0])
-        if first == last:
-            return
-        base = int(self._spans[first, 0])
-        raw = self._bytes[base : int(self._used[1])].tobytes()
-        with _without_collector():
-            spans = (self._spans[first:last] - base).tolist()
-            self._counts[first:last] = self._counts_of([raw[b:e].decode() for b, e in spans])
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Keep Python from looking for cycles among many thousand short lists: there are none, and it takes a third of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-@numba.njit(cache=True)
-def _count_pieces(
-    text: np.ndarray, starts: np.ndarray, prefixed: bool, slots: np.ndarray, hashes: np.ndarray,
-    spans: np.ndarray, kept: np.ndarray, counts: np.ndarray, used: np.ndarray, totals: np.ndarray, later: np.ndarray,
-) -> int:  # fmt: skip
-    """Add up the known counts of each text's pieces in `totals`; return how many rows of `later` were filled.
-
-    A row of `later` is a piece to be added when its count is known: (text, -1, number of the piece), or
-    (text, begin, end) in `text` for one that is too long to be remembered, or that found the table full. Pieces met for the first time are
-    entered in the table with the count UNKNOWN.
-    """
-    mask = len(slots) - 1
-    n_later = 0
-    for i in range(len(totals)):
-        begin, stop = starts[i], starts[i + 1]
-        first = True
-        while begin < stop:
-            end = begin + 1
-            code = np.uint64(14695981039346656037)
-            # a piece's own space is the one that a prefixing tokenizer puts in front by itself
-            skip = 1 if prefixed and not first and text[begin] == 32 else 0
-            if skip == 0:
-                code = (code ^ np.uint64(text[begin])) * np.uint64(1099511628211)
-            previous = text[begin]
-            while end < stop:
-                byte = text[end]
-                # no white space ends in a byte above 0xAF; a space that ends the text stays where it is
-                if byte == 32 and (32 < previous < 128 or previous > 0xAF) and end + 1 < stop:
-                    break
-                code = (code ^ np.uint64(byte)) * np.uint64(1099511628211)
-                previous = byte
-                end += 1
-            first = False
-            slot = np.int64((code ^ (code >> np.uint64(32))) & np.uint64(mask))
-            size = end - begin - skip
-            piece = -1
-            full = used[0] == len(counts) or used[1] + size > len(kept)
-            while size <= LONGEST and slots[slot] >= 0:
-                candidate = slots[slot]
-                if hashes[candidate] == code and spans[candidate, 1] - spans[candidate, 0] == size:
-                    same = True
-                    for k in range(size):
-                        if kept[spans[candidate, 0] + k] != text[begin + skip + k]:
-                            same = False
-                            break
-                    if same:
-                        piece = candidate
-                        break
-                slot = (slot + 1) & mask
-            if piece < 0 and (full or size > LONGEST):
-                later[n_later, 0], later[n_later, 1], later[n_later, 2] = i, begin + skip, end
-                n_later += 1
-                begin = end
-                continue
-            if piece < 0:
-                piece = used[0]
-                used[0] += 1
-                slots[slot] = piece
-                hashes[piece] = code
-                spans[piece, 0] = used[1]
-                for k in range(size):
-                    kept[used[1] + k] = text[begin + skip + k]
-                used[1] += size
-                spans[piece, 1] = used[1]
-            if counts[piece] >= 0:
-                totals[i] += counts[piece]
-            else:
-                later[n_later, 0], later[n_later, 1], later[n_later, 2] = i, -1, piece
-                n_later += 1
-            begin = end
-    return n_later

@@ -22,14 +22,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
 from ultrachat.errors import Stop
 
 PAPER_SAMPLE = 10_000  # dialogues the paper draws for topic diversity and coherence
 BITS = 52  # a unit vector's components are rounded to multiples of 2**-52, about their own precision
+UNIT = 2.0**BITS
 ROWS_AT_ONCE = 1_024  # of at most 2**52 each: their sums fit an int64
-NUMBERS_AT_ONCE = 1 << 17  # and fewer rows of long vectors: a block of a megabyte stays in the cache
 SQUARES = 1e-280, 1e280  # squared lengths outside may have lost digits: such rows are rescaled first
 
 
@@ -78,27 +79,82 @@ def _checked(embeddings: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def _unit_blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield float64 blocks whose rows are unit vectors in multiples of 2**-52, rows of zeros left out.
+def _blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows in blocks of float32 or float64, without rows of zeros; Stop for a value that is not finite.
 
-    A row's numbers depend on that row alone (hence no BLAS, whose sums vary with the size of a block).
+    Rows whose squared length would lose digits are rescaled first, which turns them in no direction.
     """
-    n_rows = max(1, min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // max(1, vectors.shape[1])))
-    for start in range(0, len(vectors), n_rows):
-        block = np.array(vectors[start : start + n_rows], dtype=np.float64, order="C")
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.einsum("ij,ij->i", block, block)
+    kind = vectors.dtype if vectors.dtype in (np.float32, np.float64) else np.float64
+    for start in range(0, len(vectors), ROWS_AT_ONCE):
+        block = np.ascontiguousarray(vectors[start : start + ROWS_AT_ONCE], dtype=kind)
+        squares = _squares(block)
         odd = ~((squares > SQUARES[0]) & (squares < SQUARES[1]))
         if odd.any():
+            block = block.astype(np.float64)
             if not np.isfinite(block[odd]).all():
                 raise Stop(f"embeddings: a value in rows {start} to {start + len(block) - 1} is not finite")
             largest = np.abs(block[odd]).max(axis=1, initial=0.0)
             block[odd] /= np.where(largest > 0, largest, 1.0)[:, None]
-            squares[odd] = np.einsum("ij,ij->i", block[odd], block[odd])
-            block, squares = block[squares > 0], squares[squares > 0]
+            block = block[_squares(block) > 0]
         if len(block):
-            block *= (2.0**BITS / np.sqrt(squares))[:, None]
-            yield np.rint(block, out=block)
+            yield block
+
+
+# Compiled: numpy would go over every block six times. A row's numbers depend on that row alone, whatever
+# stands in the block beside it (hence no BLAS, whose sums vary with the size of a block).
+
+
+@numba.njit(cache=True)
+def _square(row: np.ndarray) -> float:
+    """Return the squared length of a row, in eight sums, which a processor does at once."""
+    sums = np.zeros(8)
+    whole = len(row) - len(row) % 8
+    for k in range(0, whole, 8):
+        for lane in range(8):
+            value = np.float64(row[k + lane])
+            sums[lane] += value * value
+    for k in range(whole, len(row)):
+        value = np.float64(row[k])
+        sums[0] += value * value
+    return sums.sum()
+
+
+@numba.njit(cache=True)
+def _squares(block: np.ndarray) -> np.ndarray:
+    out = np.empty(len(block))
+    for i in range(len(block)):
+        out[i] = _square(block[i])
+    return out
+
+
+@numba.njit(cache=True)
+def _sum_of_units(block: np.ndarray) -> np.ndarray:
+    """Return the sum of the rows as unit vectors in multiples of 2**-52, (d,) int64."""
+    total = np.zeros(block.shape[1], np.int64)
+    for i in range(len(block)):
+        row = block[i]
+        scale = UNIT / np.sqrt(_square(row))
+        for k in range(len(row)):
+            total[k] += np.int64(np.rint(np.float64(row[k]) * scale))
+    return total
+
+
+@numba.njit(cache=True)
+def _dots(block: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return the dot of each row, as a unit vector in multiples of 2**-52, with `mean`: (n,) float64."""
+    out = np.empty(len(block))
+    whole = block.shape[1] - block.shape[1] % 8
+    for i in range(len(block)):
+        row = block[i]
+        scale = UNIT / np.sqrt(_square(row))
+        sums = np.zeros(8)
+        for k in range(0, whole, 8):
+            for lane in range(8):
+                sums[lane] += np.rint(np.float64(row[k + lane]) * scale) * mean[k + lane]
+        for k in range(whole, len(row)):
+            sums[0] += np.rint(np.float64(row[k]) * scale) * mean[k]
+        out[i] = sums.sum()
+    return out
 
 
 # ---- exact sums -------------------------------------------------------------------------------
@@ -121,9 +177,9 @@ class UnitSum:
         """Return the sum over the rows of an (n, d) array, read once in blocks; raises Stop as `topic_diversity`."""
         vectors = _checked(vectors)
         total, n = np.zeros(vectors.shape[1], dtype=object), 0
-        for units in _unit_blocks(vectors):
-            total += units.astype(np.int64).sum(axis=0)
-            n += len(units)
+        for block in _blocks(vectors):
+            total += _sum_of_units(block)
+            n += len(block)
         return cls(n, tuple(total.tolist())) if n else cls()
 
     def __add__(self, other: UnitSum) -> UnitSum:
@@ -176,10 +232,10 @@ class DotSums:
         """Return the sums over the rows of an (n, d) array; `total` is that of all vectors, these and others."""
         vectors = _checked(vectors)
         mean, found = total.mean(), cls()
-        for units in _unit_blocks(vectors):
-            if units.shape[1] != len(mean):
-                raise Stop(f"total: of vectors of {len(mean)} numbers, expected {units.shape[1]}")
-            numbers = np.rint(np.einsum("ij,j->i", units, mean)).astype(np.int64).tolist()
+        for block in _blocks(vectors):
+            if block.shape[1] != len(mean):
+                raise Stop(f"total: of vectors of {len(mean)} numbers, expected {block.shape[1]}")
+            numbers = np.rint(_dots(block, mean)).astype(np.int64).tolist()
             found += cls(len(numbers), sum(numbers), sum(number * number for number in numbers))
         return found
 
