@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -153,12 +156,53 @@ def test_what_is_written(alpaca, tmp_path, capsys):
         (["FILE", "--n-sample", "-1"], "n_sample"),
         (["FILE", "--format", "baize"], "no row is of the format 'baize'"),
         (["FILE", "--base-url", "ftp://x", "--embeddings", "m"], "base_url"),
+        (["FILE", "--base-url", "http://127.0.0.1:9/v1"], "expected the name of a model"),
+        (["FILE", "--base-url", "http://me:secret@127.0.0.1:9/v1", "--embeddings", "m"], "user or password"),
+        (["FILE", "--budget-usd", "1"], "only a server"),
+        (["FILE", "FILE"], "named twice"),
+        (["FILE", "--evaluation", "a=x", "--evaluation", "a=y"], "two sets of one name"),
+        (["FILE", "--out", "FOLDER.csv"], "cannot be written there"),
+        (["PIPE"], "no file but a pipe"),
     ],
 )
 def test_bad_input_is_one_line(alpaca, arguments, says, capsys):
-    assert main(["stats", *(str(alpaca) if a == "FILE" else a for a in arguments)]) == 1
+    folder, pipe = alpaca.parent / "folder.csv", alpaca.parent / "pipe"
+    folder.mkdir()
+    os.mkfifo(pipe)
+    named = {"FILE": str(alpaca), "FOLDER.csv": str(folder), "PIPE": str(pipe)}
+    assert main(["stats", *(named.get(a, a) for a in arguments)]) == 1
     error = capsys.readouterr().err
+    assert "secret" not in error
     assert error.startswith("stopped: ") and says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("vectors", [np.float32(1), np.zeros(3), np.zeros((2, 2), complex)])
+def test_vectors_of_another_shape_stop_before_anything_is_measured(alpaca, tmp_path, vectors, monkeypatch):
+    monkeypatch.setattr(D, "measure", lambda *_, **__: pytest.fail("measured"))
+    np.save(tmp_path / "v.npy", vectors)
+    with pytest.raises(Stop, match="expected an array of numbers with a row for each dialogue"):
+        D.describe([alpaca], D.Options(embeddings=str(tmp_path / "v.npy")), progress=False)
+    (tmp_path / "v.npy").write_bytes(b"")
+    with pytest.raises(Stop, match="cannot be read as an array"):
+        D.describe([alpaca], D.Options(embeddings=str(tmp_path / "v.npy")), progress=False)
+
+
+def test_what_was_measured_is_kept_until_all_is_done(alpaca, runs_home, monkeypatch):
+    options = D.Options(embeddings="tfidf")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(D.embeddings, "embed", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        D.describe([alpaca], options, progress=False)
+    assert list((runs_home / "stats").glob("alpaca.json-*.json"))
+    with monkeypatch.context() as patch:
+        patch.setattr("ultrachat.measure.Measurer.__call__", lambda *_: pytest.fail("measured again"))
+        D.describe([alpaca], options, progress=False)
+    assert not list((runs_home / "stats").glob("alpaca.json-*.json"))
+
+
+def test_a_reader_that_leaves_is_no_error(alpaca, runs_home):
+    command = f"{sys.executable} -m ultrachat stats {alpaca} --embeddings none | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_file_without_dialogues_stops(tmp_path, runs_home):

@@ -63,6 +63,7 @@ def write_set(path: Path, n: int) -> Path:
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Files of a few kilobytes in many blocks."""
+    monkeypatch.setattr(M, "BLOCK_BYTES", 4_000)
     monkeypatch.setattr(M, "blocks", lambda path: blocks(path, 4_000))
 
 
@@ -160,15 +161,20 @@ def test_what_was_measured_is_not_measured_again(tmp_path, small_blocks, monkeyp
     assert not kept.exists()  # complete
 
 
-@pytest.mark.parametrize(
-    "damage", [b"", b"{", b'{"n_blocks": 3}', b'{"n_blocks": 3, "totals": {"counts": 1}}']
+NOTHING = '"counts": {}, "sample": null, "overlap": null'
+DAMAGES = ("", "{", "[]", '{"n_blocks": 3}', '{"n_blocks": 3, "totals": {"counts": 1}}')
+DAMAGES += tuple(
+    f'{{"n_blocks": 3, "totals": {{"sums": {sums}, {NOTHING}}}}}' for sums in ("[]", "{}", '{"a": 1}')
 )
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_costs_time_only(tmp_path, damage):
     path = write_set(tmp_path / "a.jsonl", 30)
     expected = M.measure(path, plan(path), processes=1, progress=False)
     kept = M._Checkpoint.at(tmp_path / "kept", path, plan(path))
     kept._path.parent.mkdir()
-    kept._path.write_bytes(damage)
+    kept._path.write_text(damage)
     assert as_json(
         M.measure(path, plan(path), processes=1, checkpoints=tmp_path / "kept", progress=False)
     ) == as_json(expected)
@@ -188,6 +194,7 @@ import sys
 from pathlib import Path
 from ultrachat import measure as M, statistics as S
 from ultrachat.corpora import blocks
+M.BLOCK_BYTES = 20_000
 M.blocks = lambda path: blocks(path, 20_000)
 M.CHECKPOINT_SECONDS = 0.0
 if __name__ == "__main__":
@@ -248,3 +255,115 @@ def test_without_ray_the_command_is_named(tmp_path, monkeypatch):
     path = write_set(tmp_path / "a.jsonl", 3)
     with pytest.raises(Stop, match="cluster"):
         M.measure_on_ray(path, plan(path))
+
+
+# ---- what must not be believed ----------------------------------------------------------------
+
+
+def test_other_questions_or_another_tokenizer_under_the_same_name_begin_anew(tmp_path):
+    path = write_set(tmp_path / "a.jsonl", 3)
+    questions = tmp_path / "q.jsonl"
+    identities = set()
+    for text in ("Why is the sky blue?", "Why is the sea blue?"):
+        questions.write_text(json.dumps({"question_id": 1, "text": text, "category": "x"}) + "\n")
+        identities.add(
+            M._Checkpoint.at(tmp_path, path, plan(path, evaluation=(("Q", str(questions)),)))._path
+        )
+    tokenizer = tmp_path / "tokenizer.json"
+    for text in ("{}", "{ }"):
+        tokenizer.write_text(text)
+        for name in (tokenizer, tmp_path):
+            identities.add(M._Checkpoint.at(tmp_path, path, plan(path, tokenizer=str(name)))._path)
+    assert len(identities) == 6
+
+
+def test_totals_stay_until_they_are_forgotten(tmp_path, monkeypatch):
+    path, kept = write_set(tmp_path / "a.jsonl", 30), tmp_path / "kept"
+    first = M.measure(path, plan(path), processes=1, checkpoints=kept, keep=True, progress=False)
+    monkeypatch.setattr(M.Measurer, "__call__", lambda self, block: pytest.fail("measured again"))
+    again = M.measure(path, plan(path), processes=1, checkpoints=kept, keep=True, progress=False)
+    assert as_json(again) == as_json(first)
+    M.forget(path, plan(path), kept)
+    assert not list(kept.iterdir())
+    M.forget(path, plan(path), kept)  # nothing left to forget is fine
+
+
+def test_a_file_that_changes_meanwhile_stops(tmp_path, small_blocks, monkeypatch):
+    path = write_set(tmp_path / "a.jsonl", 300)
+    whole = path.read_bytes()
+
+    class Disturbed(M.Measurer):
+        def __call__(self, block):
+            if block.position == 2:
+                path.write_bytes(self.instead)
+            return super().__call__(block)
+
+    monkeypatch.setattr(M, "Measurer", Disturbed)
+    for Disturbed.instead, says in (
+        (whole[:9_000], "changed while it was read"),
+        (whole + b"\n", "changed while"),
+    ):
+        path.write_bytes(whole)
+        with pytest.raises(Stop, match=says):
+            M.measure(path, plan(path), processes=1, checkpoints=tmp_path / "kept", progress=False)
+
+
+def test_a_worker_that_dies_is_one_line_and_costs_nothing_done(tmp_path):
+    path = write_set(tmp_path / "a.jsonl", 20_000)
+    script = tmp_path / "dies.py"
+    script.write_text(
+        KILLED.replace(
+            "    totals = M.measure",
+            "    import os, signal, threading, multiprocessing as mp\n"
+            "    def kill():\n"
+            "        while not list((path.parent / 'kept').glob('*.json')): pass\n"
+            "        os.kill(mp.active_children()[0].pid, signal.SIGKILL)\n"
+            "    threading.Thread(target=kill, daemon=True).start()\n"
+            "    totals = M.measure",
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "Stop" in done.stderr.splitlines()[-1] and "a worker process died" in done.stderr.splitlines()[-1]
+    assert list((tmp_path / "kept").glob("a.jsonl-*.json"))
+
+
+def test_an_interrupt_ends_both_processes_and_keeps_what_is_done(tmp_path):
+    path = write_set(tmp_path / "a.jsonl", 20_000)
+    script = tmp_path / "stopped.py"
+    script.write_text(KILLED)
+    kept = tmp_path / "kept"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while not list(kept.glob("a.jsonl-*.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and list(kept.glob("a.jsonl-*.json"))
+    with pytest.raises(ProcessLookupError):  # nobody is left of its group
+        for _ in range(200):
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+
+
+def test_what_is_too_much_for_ray_says_what_to_do(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"id": "1", "data": ["Hi", "Hello"]}] * 30))
+    monkeypatch.setattr(M, "MOST_SENT_BYTES", 100)
+    with pytest.raises(Stop, match="unpack it to plain JSONL"):
+        list(M._to_send(path))
+
+
+def test_a_cluster_that_is_not_there_is_one_line():
+    pytest.importorskip("ray")
+    from ultrachat.clusters import start_ray
+
+    with pytest.raises(Stop, match="ray: cannot be reached at 127.0.0.1:9"):
+        start_ray(1, "127.0.0.1:9")

@@ -243,6 +243,49 @@ def test_a_vocabulary_that_crosses_spaces_is_not_cut(tmp_path):
     assert count.many(["a b", "b"]).tolist() == [1, 1]
 
 
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+@pytest.mark.parametrize(
+    ("regex", "known"),
+    [
+        (CL100K, True),
+        (GPT2, True),
+        (r"(?<=[a-z] )\w+|\s|\S", False),
+        (r"\S+ ?", False),
+        ("", False),
+        (r"\s+|.+", False),
+    ],
+)
+def test_only_patterns_that_are_known_are_cut(regex, known, tmp_path):
+    assert T._is_known_pattern(regex) == known
+    if regex and "++" not in regex:
+        assert T.token_counter(byte_level(tmp_path / "t.json", regex)).remembers == known
+
+
+def test_a_whole_text_in_the_vocabulary_is_not_cut(tmp_path):
+    import json
+
+    path = llama_like(tmp_path / "tokenizer.json")
+    config = json.loads(path.read_text())
+    config["model"]["ignore_merges"] = True
+    path.write_text(json.dumps(config))
+    assert not T.token_counter(path).remembers
+
+
+def test_dropout_is_off(tmp_path):
+    import json
+
+    path = llama_like(tmp_path / "tokenizer.json")
+    config = json.loads(path.read_text())
+    config["model"]["dropout"] = 0.9
+    path.write_text(json.dumps(config))
+    count = T.token_counter(path)
+    assert {count("ab word ab") for _ in range(30)} == {
+        T.token_counter(llama_like(tmp_path / "b.json"))("ab word ab")
+    }
+
+
 def test_real_dialogues_count_the_same(public_texts, counters):
     for name, count in counters.items():
         assert count.many(public_texts).tolist() == [count(text) for text in public_texts], name

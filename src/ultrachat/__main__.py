@@ -6,6 +6,7 @@ Absent on purpose: logic. Each command calls one function of the package and sho
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -97,8 +98,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"stopped: {stop}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what was answered is kept, run again to go on", file=sys.stderr)
+        print("interrupted; what was done is kept, run again to go on", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

@@ -6,6 +6,7 @@ Absent on purpose: what runs on it (`shards`, `measure`).
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 from ultrachat.errors import Stop
@@ -28,11 +29,19 @@ def start_ray(at_once: int | None, address: str | None) -> Any:
     try:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address:
+            _check_reachable(address)
             ray.init(address=address, **quiet)
         else:
             ray.init(
                 num_cpus=at_once, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise Stop(f"ray: cannot be reached at {address or 'this machine'} ({error})") from None
     return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError when nobody listens at "host:port", which Ray itself takes minutes to say."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,14 @@ from ultrachat.duplicates import Duplicates, near_duplicates
 from ultrachat.endpoints import Endpoint
 from ultrachat.errors import Stop
 from ultrachat.lexical import SEGMENTERS
-from ultrachat.measure import Plan, Totals, measure, measure_on_ray
+from ultrachat.measure import Plan, Totals, forget, measure, measure_on_ray
 from ultrachat.runs import runs_folder, write_bytes
 from ultrachat.statistics import DEFINITIONS, SIMILARITIES, compare_definitions, definition
 from ultrachat.tokens import token_counter, tokenizer_label
 from ultrachat.topics import PAPER_SAMPLE, TopicDiversity, topic_diversity
 
 FEWEST = 30  # values, below which a standard error is too rough to count distances in
+NO_SERVER = ("best", "none", embeddings.MINILM, embeddings.TFIDF)
 SUFFIXES = (".csv", ".md", ".json")
 READ_BY = {"dialogue": "dialogue_tokens", "utterance": "utterance_tokens", "similarity": "topic_diversity"}
 
@@ -75,6 +77,12 @@ class Options:
             raise Stop(f"similarity '{self.similarity}': expected one of {', '.join(SIMILARITIES)}")
         if self.n_sample < 0 or (self.processes is not None and self.processes < 1):
             raise Stop("n_sample, processes: expected whole numbers, n_sample of at least 0, processes of 1")
+        if self.base_url is not None and (self.embeddings in NO_SERVER or self.embeddings.endswith(".npy")):
+            raise Stop(f"base_url: expected the name of a model there in embeddings, got '{self.embeddings}'")
+        if self.base_url is None and (self.price_usd is not None or self.budget_usd is not None):
+            raise Stop("price_usd, budget_usd: only a server at base_url costs anything")
+        if len({name for name, _ in self.evaluation}) < len(self.evaluation):
+            raise Stop("evaluation: two sets of one name, expected different ones")
         if self.beside is not None:
             paper.printed("table5_statistics", self.beside, "rounds")
         definition("dialogue_tokens", self.dialogue)
@@ -161,57 +169,82 @@ class Description:
 def describe(files: list[Path], options: Options, *, progress: bool = True) -> Description:
     """Return the `Description` of the dialogues in `files`, all together.
 
-    What was measured is kept in runs/stats while it is under way: the same call goes on after a kill.
-    Raises Stop for a wrong option, a file that cannot be read, or one that holds no dialogue.
+    What was measured is kept in runs/stats until everything is done: the same call goes on after a kill.
+    Raises Stop for a wrong option, a file that cannot be read or is named twice, or files without a dialogue.
 
     Paper: Table 5.
     """
+    if len({file.resolve() for file in files}) < len(files):
+        raise Stop("files: one is named twice, and its dialogues would count twice")
     vectors = _vectors_given(options.embeddings)
     model = _model(options) if vectors is None else "none"
-    sampled = model != "none" and options.n_sample > 0
+    kept = runs_folder() / "stats"
+    plans = [_plan(file, options, sampled=model != "none" and options.n_sample > 0) for file in files]
     totals: Totals | None = None
-    for file in files:
-        plan = Plan(
-            format=options.format or seen_format(file), tokenizer=options.tokenizer, definitions=options.definitions,
-            segmenter=options.segmenter, n_sample=options.n_sample if sampled else 0,
-            evaluation=options.evaluation, strict=options.strict,
-        )  # fmt: skip
+    for file, plan in zip(files, plans, strict=True):
         if options.ray is not None:
             found = measure_on_ray(file, plan, processes=options.processes, address=options.ray)
         else:
             found = measure(
-                file,
-                plan,
-                processes=options.processes,
-                checkpoints=runs_folder() / "stats",
-                progress=progress,
+                file, plan, processes=options.processes, checkpoints=kept, keep=True, progress=progress
             )
         totals = found if totals is None else totals + found
     if totals is None or not totals.counts.n_dialogues:
         raise Stop(f"{', '.join(map(str, files)) or 'files'}: no dialogue in it")
-    topic, label = None, "not asked for"
-    if vectors is not None:
-        if len(vectors) != totals.counts.n_dialogues:
-            raise Stop(
-                f"{options.embeddings}: {len(vectors):,} vectors, expected one for each of the "
-                f"{totals.counts.n_dialogues:,} dialogues, in their order"
-            )
-        topic, label = topic_diversity(vectors), f"vectors of {Path(options.embeddings).name}"
-    elif totals.sample is not None:
-        texts = totals.sample.texts()
-        prices = None if options.price_usd is None else {options.embeddings: [options.price_usd, 0.0]}
-        embedded = embeddings.embed(
-            texts, model, cache=runs_folder() / "stats" / "embeddings.sqlite", prices=prices,
-            budget_usd=options.budget_usd, progress="embeddings" if progress else None,
-        )  # fmt: skip
-        topic = topic_diversity(embedded)
-        label = f"{embeddings.label(model)}, {len(texts):,} of {totals.counts.n_dialogues:,} dialogues"
-    openings = (texts[0] for file in files for texts in read(file, options.format).texts())
-    return Description(
+    topic, label = _topic(totals, options, model, vectors, kept, progress)
+    openings = (
+        texts[0] for file, plan in zip(files, plans, strict=True) for texts in read(file, plan.format).texts()
+    )
+    described = Description(
         tuple(file.name for file in files), tokenizer_label(options.tokenizer), label,
         _table(totals, options, topic), totals.counts, totals.overlap,
         near_duplicates(openings) if options.near_duplicates else None,
     )  # fmt: skip
+    for file, plan in zip(files, plans, strict=True):
+        forget(file, plan, kept)
+    return described
+
+
+def _plan(file: Path, options: Options, sampled: bool) -> Plan:
+    return Plan(
+        format=options.format or seen_format(file),
+        tokenizer=options.tokenizer,
+        definitions=options.definitions,
+        segmenter=options.segmenter,
+        n_sample=options.n_sample if sampled else 0,
+        evaluation=options.evaluation,
+        strict=options.strict,
+    )
+
+
+def _topic(
+    totals: Totals,
+    options: Options,
+    model: embeddings.Model,
+    vectors: np.ndarray | None,
+    kept: Path,
+    progress: bool,
+) -> tuple[TopicDiversity | None, str]:
+    """Return topic diversity, of given vectors or of a sample to be embedded, and how the table names that."""
+    n = totals.counts.n_dialogues
+    if vectors is not None:
+        if len(vectors) != n:
+            raise Stop(
+                f"{options.embeddings}: {len(vectors):,} vectors, expected one for each of the {n:,} dialogues, in their order"
+            )
+        return topic_diversity(vectors), f"vectors of {Path(options.embeddings).name}"
+    if totals.sample is None:
+        return None, "not asked for"
+    texts = totals.sample.texts()
+    embedded = embeddings.embed(
+        texts,
+        model,
+        cache=kept / "embeddings.sqlite",
+        prices=None if options.price_usd is None else {options.embeddings: [options.price_usd, 0.0]},
+        budget_usd=options.budget_usd,
+        progress="embeddings" if progress else None,
+    )
+    return topic_diversity(embedded), f"{embeddings.label(model)}, {len(texts):,} of {n:,} dialogues"
 
 
 def _model(options: Options) -> embeddings.Model:
@@ -229,9 +262,12 @@ def _vectors_given(name: str) -> np.ndarray | None:
     if not name.endswith(".npy"):
         return None
     try:
-        return np.load(name, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        vectors = np.load(name, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         raise Stop(f"{name}: cannot be read as an array of numbers ({str(error)[:100]})") from None
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise Stop(f"{name}: expected an array of numbers with a row for each dialogue")
+    return vectors
 
 
 def _table(totals: Totals, options: Options, topic: TopicDiversity | None) -> pd.DataFrame:
@@ -333,6 +369,8 @@ def run(chosen: argparse.Namespace) -> None:
     for path in chosen.out:
         if path.suffix not in SUFFIXES:
             raise Stop(f"--out {path}: expected a file ending in {', '.join(SUFFIXES)}")
+        if path.is_dir() or (path.parent.exists() and not os.access(path.parent, os.W_OK)):
+            raise Stop(f"--out {path}: cannot be written there")
     options = Options(
         **{f.name: getattr(chosen, f.name) for f in fields(Options) if f.name != "evaluation"},
         evaluation=tuple(_named_file(text) for text in chosen.evaluation),

@@ -125,9 +125,9 @@ class Endpoint:
         ):  # with and without the slash it is one place, and one key of the ledger
             object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
         if self.base_url != RECORDED and not _is_url(self.base_url):
-            raise Stop(
-                f"base_url: expected 'recorded' or an http(s) URL ending in /v1, got {self.base_url!r}"
-            )
+            # one with a password in it is not repeated
+            got = "one with a user or password" if "@" in str(self.base_url) else repr(self.base_url)
+            raise Stop(f"base_url: expected 'recorded' or an http(s) URL ending in /v1, got {got}")
         if not self.model or (self.model == RECORDED and not self.recorded and self.host not in LOOPBACK):
             raise Stop(f"model: expected the name of a model at {self.base_url}, got {self.model!r}")
 

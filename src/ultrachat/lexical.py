@@ -17,6 +17,7 @@ import importlib
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from tempfile import TemporaryDirectory
 
 import numba
 import numpy as np
@@ -113,6 +114,9 @@ def segmenter(name: str) -> Callable[[str], str]:
     except ImportError:
         raise Stop("segmenter 'jieba': needs the package jieba (pip install jieba)") from None
     jieba.setLogLevel("ERROR")  # it announces its dictionary on stderr
+    with TemporaryDirectory() as private:  # it would load a cache from where any user may have put one
+        jieba.dt.tmp_dir = private
+        jieba.dt.initialize()
     return lambda text: " ".join(jieba.cut(_WIDE_MARKS.sub(" ", text)))
 
 

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,7 +36,7 @@ from ultrachat.corpora.files import BLOCK_BYTES
 from ultrachat.errors import Stop
 from ultrachat.lexical import segmenter
 from ultrachat.progress import progress_bar
-from ultrachat.runs import write_bytes
+from ultrachat.runs import sha256_of, write_bytes
 from ultrachat.statistics import DEFINITIONS, Batch, labelled_text, sums_of
 from ultrachat.sums import Sums
 from ultrachat.tokens import token_counter
@@ -43,6 +44,7 @@ from ultrachat.topics import PAPER_SAMPLE, ContentSample
 
 SAMPLE_CHARACTERS = 2_000  # of a dialogue kept for its embedding; the model reads about 1,200
 CHECKPOINT_SECONDS = 20.0
+MOST_SENT_BYTES = 1_000_000_000  # of rows to Ray, since all are held here until they are asked for
 BLOCKS_AHEAD = 3  # per process: enough that none waits
 
 
@@ -168,41 +170,68 @@ def measure(
     *,
     processes: int | None = None,
     checkpoints: Path | None = None,
+    keep: bool = False,
     progress: bool = True,
 ) -> Totals:
     """Return the totals of the file at `path`, measured by `processes` processes (all cores when None).
 
     With a folder for `checkpoints`, what was measured is written there every 20 seconds and the same call
-    goes on from it after a kill; the file is removed at the end. Raises Stop where the file cannot be
-    read, a parameter is wrong, no row is of the plan's format, or a worker process dies.
+    goes on from it after a kill; with `keep` it stays there when all is done, until `forget`. Raises Stop
+    where the file cannot be read or changes meanwhile, a parameter is wrong, no row is of the plan's format,
+    or a worker process dies.
 
     Paper: Table 5.
     """
     path = Path(path)
     measurer = Measurer(plan)  # here first: a wrong parameter is one line, not a broken pool
+    before = _state_of(path)
     checkpoint = _Checkpoint.at(checkpoints, path, plan)
-    n_done, totals = checkpoint.read() or (0, measurer.nothing())
+    n_done, totals = checkpoint.read(measurer.nothing())
     left = (block for block in blocks(path) if block.position >= n_done)
     # of a small file the first process is done before a second one has started
-    n_bytes = path.stat().st_size if path.exists() else 0
-    processes = processes or min(len(os.sched_getaffinity(0)), 1 + n_bytes // BLOCK_BYTES)
+    n_useful = 1 + before[0] // BLOCK_BYTES
+    n_processes = min(processes or len(os.sched_getaffinity(0)), n_useful)
     bar = progress_bar(100, f"{path.name}, %" if progress else None, clock=sys.stderr.isatty())
     try:
-        for block, found in _in_order(left, measurer, plan, processes):
+        for block, found in _in_order(left, measurer, plan, n_processes):
             totals += found
             n_done = block.position + 1
             bar.update(int(100 * block.done_fraction) - bar.n)
             checkpoint.write(n_done, totals)
     except BaseException as error:
-        checkpoint.write(n_done, totals, now=True)
+        with suppress(Stop):  # a full disk must not hide what went wrong first
+            checkpoint.write(n_done, totals, now=True)
         if isinstance(error, BrokenProcessPool):
             raise Stop(f"{path}: a worker process died (out of memory?); run again to go on") from None
         raise
     finally:
         bar.close()
+    if _state_of(path) != before:
+        checkpoint.remove()
+        raise Stop(f"{path}: changed while it was measured; run again")
     totals.counts.stop_if_all_bad(plan.format)
-    checkpoint.remove()
+    if keep:
+        checkpoint.write(n_done, totals, now=True)
+    else:
+        checkpoint.remove()
     return totals
+
+
+def forget(path: Path | str, plan: Plan, checkpoints: Path) -> None:
+    """Remove what `measure` kept of this file by this plan, if anything.
+
+    Ours: totals are kept until what needed them is done too.
+    """
+    _Checkpoint.at(checkpoints, Path(path), plan).remove()
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    """Return size and time of last change, which tell a file from what it was; zeros for one that is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _in_order(
@@ -241,36 +270,46 @@ class _Checkpoint:
 
     @classmethod
     def at(cls, folder: Path | None, file: Path, plan: Plan) -> _Checkpoint:
-        """Return the checkpoint of this file, as it is now, by this plan."""
-        if folder is None or not file.exists():
+        """Return the checkpoint of this file as it is now, by this plan, what it names, and this code."""
+        if folder is None or not file.is_file():
             return cls(None)
-        stat = file.stat()
-        identity = json.dumps([str(file.resolve()), stat.st_size, stat.st_mtime_ns, asdict(plan)])
-        return cls(folder / f"{file.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
+        named = [Path(name) for name in (plan.tokenizer, *(path for _, path in plan.evaluation))]
+        if named[0].is_dir():
+            named[0] /= "tokenizer.json"
+        digests = [sha256_of(path) for path in named if path.is_file()]
+        code = sorted(Path(__file__).parent.glob("*.py")) + sorted(
+            (Path(__file__).parent / "corpora").glob("*.py")
+        )
+        digests += [sha256_of(path) for path in code]
+        identity = json.dumps([str(file.resolve()), _state_of(file), BLOCK_BYTES, asdict(plan), digests])
+        return cls(folder / f"{file.name[:60]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
 
-    def read(self) -> tuple[int, Totals] | None:
-        """Return the number of blocks done and their totals, None when there is no (whole) checkpoint."""
+    def read(self, nothing: Totals) -> tuple[int, Totals]:
+        """Return the number of blocks done and their totals: none and `nothing` when there is no whole checkpoint."""
         if self._path is None or not self._path.exists():
-            return None
+            return 0, nothing
         try:
             kept = json.loads(self._path.read_bytes())
-            return kept["n_blocks"], Totals.from_json(kept["totals"])
-        except (OSError, ValueError, KeyError, TypeError):  # damaged: measuring anew costs time, not truth
-            return None
+            n_blocks, totals = kept["n_blocks"], Totals.from_json(kept["totals"])
+            if type(n_blocks) is int and totals.sums.keys() == nothing.sums.keys():
+                return n_blocks, nothing + totals
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, Stop):
+            pass  # damaged: measuring anew costs time, not truth
+        return 0, nothing
 
     def write(self, n_blocks: int, totals: Totals, now: bool = False) -> None:
         """Keep the totals if there is somewhere to and the last time is long ago."""
         if self._path is None or not n_blocks:
             return
         if now or time.monotonic() - self._written > CHECKPOINT_SECONDS:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(self._path, json.dumps({"n_blocks": n_blocks, "totals": totals.to_json()}).encode())
             self._written = time.monotonic()
 
     def remove(self) -> None:
-        """Forget what was kept: the row is complete."""
+        """Forget what was kept: it is not needed any more."""
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
 
 # ---- a cluster --------------------------------------------------------------------------------
@@ -287,14 +326,31 @@ class _RayMeasurer:
         return {"position": block.position, "totals": json.dumps(self._measurer(block).to_json())}
 
 
+def _to_send(path: Path) -> Iterator[dict[str, bytes]]:
+    n_bytes = 0
+    for block in blocks(path):
+        yield {"block": pickle.dumps(block)}
+        n_bytes += (
+            0
+            if block.payload is None
+            else sum(map(len, block.payload))
+            if isinstance(block.payload, tuple)
+            else len(block.payload)
+        )
+        if n_bytes > MOST_SENT_BYTES:
+            raise Stop(
+                f"{path}: too much to send to Ray; unpack it to plain JSONL, which is read where it is measured"
+            )
+
+
 def measure_on_ray(
     path: Path | str, plan: Plan, *, processes: int | None = None, address: str | None = None
 ) -> Totals:
     """Return the same totals as `measure`, to the last digit, by Ray Data on a cluster ("auto") or this machine.
 
     The file and the tokenizer must lie at the same path on every machine. Blocks of plain JSONL are read
-    where they are measured; those of other files travel with their rows through Ray's object store.
-    Needs the `cluster` extra; raises Stop without it and as `measure` does.
+    where they are measured; those of other files travel with their rows, at most a gigabyte of them. There
+    is no progress bar and no checkpoint. Needs the `cluster` extra; raises Stop without it and as `measure` does.
 
     Ours: the paper does not say how long Table 5 took.
     """
@@ -306,7 +362,7 @@ def measure_on_ray(
 
         data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        rows = [{"block": pickle.dumps(block)} for block in blocks(path)]
+        rows = list(_to_send(Path(path)))
         found: Iterable[dict[str, Any]] = []
         if rows:
             actors = data.ActorPoolStrategy(size=processes)

@@ -64,7 +64,8 @@ def _tiktoken(name: str) -> Tokenizer:
     encoding = _load(name, "tiktoken", lambda package: package.get_encoding(name.split(":", 1)[1]))
     vocabulary = (token.decode("utf-8", "replace") for token in encoding.token_byte_values())
     return Tokenizer(
-        lambda texts: [len(encoding.encode_ordinary(text)) for text in texts], not _crosses(vocabulary)
+        lambda texts: [len(encoding.encode_ordinary(text)) for text in texts],
+        cuttable=_is_known_pattern(encoding._pat_str) and not _crosses(vocabulary),
     )
 
 
@@ -89,6 +90,8 @@ def _json_file(name: str, load: Callable[[ModuleType], Any]) -> Tokenizer:
     tokenizer = _load(name, "tokenizers", load)
     tokenizer.no_truncation()  # a tokenizer.json may carry both, and either would falsify lengths
     tokenizer.no_padding()
+    if hasattr(tokenizer.model, "dropout"):
+        tokenizer.model.dropout = None  # of merges, for training: the same text would count differently twice
     tokenizer.encode_special_tokens = True  # means: split special tokens found in a text like any other
     kind = _known_kind(json.loads(tokenizer.to_str()))
     vocabulary = [token.translate(_WHITE_SPACE) for token in tokenizer.get_vocab(with_added_tokens=False)]
@@ -121,12 +124,63 @@ def _known_kind(config: dict[str, Any]) -> str | None:
         return None
     before = config["pre_tokenizer"]
     if config["normalizer"] == _LLAMA and before is None:
-        return "LLaMA"
+        # with ignore_merges a whole text that is in the vocabulary is a token that its pieces are not
+        return None if config["model"].get("ignore_merges") else "LLaMA"
     steps = before["pretokenizers"] if before and before["type"] == "Sequence" else [before]
     *splits, last = [step or {"type": ""} for step in steps]
     byte_level = last["type"] == "ByteLevel" and not last["add_prefix_space"]
-    regular = all(step["type"] == "Split" and step["behavior"] == "Isolated" for step in splits)
+    regular = all(
+        step["type"] == "Split"
+        and (step["behavior"], step["invert"]) == ("Isolated", False)
+        and _is_known_pattern(step["pattern"].get("Regex", ""))
+        for step in splits
+    )
     return "byte level" if config["normalizer"] is None and byte_level and regular else None
+
+
+# What the patterns of GPT-2, cl100k_base, o200k_base, Llama 3, Qwen 2 and DeepSeek are made of. None of these takes
+# in a space after something that is no white space, or looks back: a cut there changes no match.
+_KNOWN_PATTERNS = frozenset(
+    r"""'s
+'t
+'re
+'ve
+'m
+'ll
+'d
+(?i:'s|'t|'re|'ve|'m|'ll|'d)
+'(?i:[sdmt]|ll|ve|re)
+'(?:[sdmt]|ll|ve|re)
+ ?\p{L}+
+ ?\p{N}+
+ ?[^\s\p{L}\p{N}]+
+ ?[^\s\p{L}\p{N}]+[\r\n]*
+ ?[^\s\p{L}\p{N}]+[\r\n/]*
+[^\r\n\p{L}\p{N}]?\p{L}+
+[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?
+[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?
+\p{N}
+\p{N}{1,3}
+\s*[\r\n]+
+\s*[\r\n]
+\s+(?!\S)
+\s+$
+\s+
+\s""".splitlines()
+)
+
+
+def _is_known_pattern(regex: str) -> bool:
+    """Whether a regular expression's alternatives are all among those known to allow cutting."""
+    regex = re.sub(r"([+*?]|\{\d[\d,]*\})\+", r"\1", regex)  # a possessive quantifier matches the same here
+    alternatives, depth = [""], 0
+    for character in regex:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "|" and not depth:
+            alternatives.append("")
+        else:
+            alternatives[-1] += character
+    return set(alternatives) <= _KNOWN_PATTERNS
 
 
 def _crosses(vocabulary: Iterable[str]) -> bool:

@@ -89,6 +89,8 @@ class Block:
                 if not line.isspace():
                     yield f"{self.path}:{number}", line
                 number += 1
+            if left > 0:
+                raise Stop(f"{self.path}: ends {left:,} bytes early; it changed while it was read")
 
 
 def blocks(path: Path | str, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -149,6 +151,10 @@ def as_object(raw: Any) -> Row:
 
 def _opened(path: Path) -> io.BufferedReader:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise Stop(
+                f"{path}: no file but a pipe or device; write it to a file first, which is read more than once"
+            )
         return path.open("rb", buffering=1 << 20)
     except OSError as error:
         raise Stop(f"{path}: cannot be read ({error.strerror})") from None
