@@ -123,6 +123,7 @@ def segmenter(name: str) -> Callable[[str], str]:
 # ---- the same, on the bytes of many texts -----------------------------------------------------
 
 BYTES_AT_ONCE = 4_000_000  # of text; bounds the buffers
+_START, _TIMES = np.uint64(14695981039346656037), np.uint64(1099511628211)  # FNV-1a, a hash
 _KEEP, _PART, _DROP, _LEAD = 0, 1, 2, 3  # what a byte is: of a word, between words, nothing, first of several
 
 
@@ -183,15 +184,75 @@ def _walk(
     return (n / factors if factors != 0.0 else float(n)), mark + 1
 
 
+@numba.njit(cache=True, inline="always")
+def _id_of(
+    clean: np.ndarray, begin: int, end: int, code: np.uint64, number: int, n_different: int,
+    slots: np.ndarray, begins: np.ndarray, ends: np.ndarray, hashes: np.ndarray,
+) -> int:  # fmt: skip
+    """Return the id of the word `clean[begin:end]` among those of text `number`; `n_different` if it is new.
+
+    A slot holds the number of a text and a word's id: what is left over from an earlier text counts as free.
+    """
+    mask = len(slots) - 1
+    slot = np.int64((code ^ (code >> np.uint64(32))) & np.uint64(mask))
+    while slots[slot] >> 32 == number:
+        word = slots[slot] & 0xFFFFFFFF
+        if hashes[word] == code and ends[word] - begins[word] == end - begin:
+            same = True
+            for k in range(end - begin):
+                if clean[begins[word] + k] != clean[begin + k]:
+                    same = False
+                    break
+            if same:
+                return word
+        slot = (slot + 1) & mask
+    slots[slot] = (np.int64(number) << 32) | n_different
+    begins[n_different], ends[n_different], hashes[n_different] = begin, end, code
+    return n_different
+
+
+@numba.njit(cache=True)
+def _word_ids(
+    text: np.ndarray, at: int, stop: int, number: int, classes: np.ndarray, lower: np.ndarray, clean: np.ndarray,
+    slots: np.ndarray, begins: np.ndarray, ends: np.ndarray, hashes: np.ndarray, ids: np.ndarray,
+) -> int:  # fmt: skip
+    """Fill `ids` with the ids of the words in `text[at:stop]`, equal words alike; return how many words there are.
+
+    `clean` takes the bytes of the different words, without what is deleted; the other arrays are `_id_of`'s.
+    """
+    begin = filled = n = n_different = 0
+    code = _START
+    while at <= stop:
+        kind, length, byte = _PART, 1, 0  # past the end: what parts words
+        if at < stop:
+            byte = text[at]
+            kind = classes[byte]
+            if kind == _LEAD:
+                kind, length = _rare(byte, text[at + 1], text[at + 2] if at + 2 < stop else 0)
+        if kind == _KEEP:
+            for k in range(at, at + length):
+                low = lower[text[k]]
+                clean[filled] = low
+                filled += 1
+                code = (code ^ np.uint64(low)) * _TIMES
+        elif kind == _PART and filled > begin:
+            word = _id_of(clean, begin, filled, code, number, n_different, slots, begins, ends, hashes)
+            if word == n_different:
+                n_different += 1
+                begin = filled
+            else:
+                filled = begin  # its bytes are there already
+            ids[n] = word
+            n += 1
+            code = _START
+        at += length
+    return n
+
+
 @numba.njit(cache=True)
 def _mtlds(
-    text: np.ndarray,
-    starts: np.ndarray,
-    threshold: float,
-    classes: np.ndarray,
-    lower: np.ndarray,
-    out: np.ndarray,
-) -> None:
+    text: np.ndarray, starts: np.ndarray, threshold: float, classes: np.ndarray, lower: np.ndarray, out: np.ndarray
+) -> None:  # fmt: skip
     """Fill `out` with the MTLD of each text `text[starts[i]:starts[i + 1]]` (lower case, UTF-8); NaN: no words."""
     longest = 0
     for i in range(len(out)):
@@ -200,13 +261,10 @@ def _mtlds(
     bits = 4
     while (1 << bits) < 2 * most:
         bits += 1
-    mask = (1 << bits) - 1
-    slots = np.zeros(1 << bits, np.int64)  # text number and word id; word 0 of text 0 cannot be mistaken: +1
-    clean = np.empty(longest + 1, np.uint8)  # the words' bytes without what is deleted
-    begins, ends = np.empty(most, np.int64), np.empty(most, np.int64)
-    hashes = np.empty(most, np.uint64)
-    ids = np.empty(most, np.int32)
-    last = np.zeros(most, np.int64)
+    slots = np.zeros(1 << bits, np.int64)
+    clean = np.empty(longest + 1, np.uint8)
+    begins, ends, hashes = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.uint64)
+    ids, last = np.empty(most, np.int32), np.zeros(most, np.int64)
     mark = 1
     limits = np.zeros(256, np.int64)  # the most different words among so many that close a factor
     for length in range(1, len(limits)):
@@ -214,50 +272,7 @@ def _mtlds(
             limits[length] += 1
     for i in range(len(out)):
         at, stop = starts[i], starts[i + 1]
-        filled = begin = n = n_different = 0
-        code = np.uint64(14695981039346656037)
-        while at <= stop:
-            kind, length = _PART, 1
-            byte = 0
-            if at < stop:
-                byte = text[at]
-                kind = classes[byte]
-                if kind == _LEAD:
-                    kind, length = _rare(byte, text[at + 1], text[at + 2] if at + 2 < stop else 0)
-            if kind == _KEEP:
-                for k in range(at, at + length):
-                    low = lower[text[k]]
-                    clean[filled] = low
-                    filled += 1
-                    code = (code ^ np.uint64(low)) * np.uint64(1099511628211)
-            elif kind == _PART and filled > begin:
-                slot = np.int64((code ^ (code >> np.uint64(32))) & np.uint64(mask))
-                word = -1
-                while slots[slot] >> 32 == i + 1:  # else: left over from an earlier text, so free
-                    candidate = slots[slot] & 0xFFFFFFFF
-                    size = ends[candidate] - begins[candidate]
-                    if hashes[candidate] == code and size == filled - begin:
-                        same = True
-                        for k in range(size):
-                            if clean[begins[candidate] + k] != clean[begin + k]:
-                                same = False
-                                break
-                        if same:
-                            word = candidate
-                            break
-                    slot = (slot + 1) & mask
-                if word < 0:
-                    word = n_different
-                    slots[slot] = (np.int64(i + 1) << 32) | word
-                    begins[word], ends[word], hashes[word] = begin, filled, code
-                    n_different += 1
-                else:
-                    filled = begin  # its bytes are there already
-                ids[n] = word
-                n += 1
-                begin = filled
-                code = np.uint64(14695981039346656037)
-            at += length
+        n = _word_ids(text, at, stop, i + 1, classes, lower, clean, slots, begins, ends, hashes, ids)
         if n == 0:
             out[i] = np.nan
             continue
