@@ -146,8 +146,8 @@ class Remote:
         usd = self._budget.worst_usd(self.endpoint.model, tokens, 0)
         n_texts = sum(map(len, batches))
         dollars = f"${usd:,.4f}" if self.endpoint.model in self._budget.prices else "no price given"
-        print(
-            f"embeddings, expected: texts {n_texts:,} · calls {len(batches):,} · tokens {tokens:,.0f} · {dollars}"
+        print(  # on a line of its own: a progress bar is being drawn
+            f"\nembeddings, expected: texts {n_texts:,} · calls {len(batches):,} · tokens {tokens:,.0f} · {dollars}"
         )
         if not self._budget.fits(usd):
             raise Stop(
