@@ -110,6 +110,20 @@ def test_given_vectors_are_used_for_all_dialogues(alpaca, tmp_path):
         D.describe([alpaca], D.Options(embeddings=str(tmp_path / "v.npy")), progress=False)
 
 
+def test_the_papers_sample_stands_beside_all_dialogues(tmp_path, runs_home):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"data": [f"Question {i}?", "An answer."]}) + "\n" for i in range(50)))
+    vectors = np.random.default_rng(0).normal(size=(50, 5)) + 0.3
+    np.save(tmp_path / "v.npy", vectors)
+    options = D.Options(embeddings=str(tmp_path / "v.npy"), n_sample=20)
+    table = D.describe([path], options, progress=False).table.set_index("reading")
+    assert table.loc["pairs", "value"] == topic_diversity(vectors).similarity
+    drawn = topic_diversity(vectors, 20)
+    assert table.loc["pairs, 20 drawn"].to_dict() | {"column": ""} == {
+        "column": "", "value": drawn.similarity, "se": drawn.se, "n": 20
+    }  # fmt: skip
+
+
 def test_embeddings_of_a_server(alpaca, server, monkeypatch):
     options = D.Options(embeddings="any-model", base_url=f"{server.url}")
     described = D.describe([alpaca], options, progress=False)

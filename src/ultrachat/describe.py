@@ -195,9 +195,12 @@ def describe(files: list[Path], options: Options, *, progress: bool = True) -> D
     openings = (
         texts[0] for file, plan in zip(files, plans, strict=True) for texts in read(file, plan.format).texts()
     )
+    drawn = None  # beside all dialogues, the paper's way: a sample
+    if vectors is not None and 0 < options.n_sample < len(vectors):
+        drawn = topic_diversity(vectors, options.n_sample)
     described = Description(
         tuple(file.name for file in files), tokenizer_label(options.tokenizer), label,
-        _table(totals, options, topic), totals.counts, totals.overlap,
+        _table(totals, options, topic, drawn), totals.counts, totals.overlap,
         near_duplicates(openings) if options.near_duplicates else None,
     )  # fmt: skip
     for file, plan in zip(files, plans, strict=True):
@@ -232,7 +235,7 @@ def _topic(
             raise Stop(
                 f"{options.embeddings}: {len(vectors):,} vectors, expected one for each of the {n:,} dialogues, in their order"
             )
-        return topic_diversity(vectors), f"vectors of {Path(options.embeddings).name}"
+        return topic_diversity(vectors), f"vectors of {Path(options.embeddings).name}, all {n:,} dialogues"
     if totals.sample is None:
         return None, "not asked for"
     texts = totals.sample.texts()
@@ -270,12 +273,19 @@ def _vectors_given(name: str) -> np.ndarray | None:
     return vectors
 
 
-def _table(totals: Totals, options: Options, topic: TopicDiversity | None) -> pd.DataFrame:
+def _table(
+    totals: Totals, options: Options, topic: TopicDiversity | None, drawn: TopicDiversity | None
+) -> pd.DataFrame:
     chosen = [d for d in DEFINITIONS if d.key in options.definitions]
     table = compare_definitions(totals.sums, chosen, topic)
     if not options.every_reading:
         table = table[(table["column"] != "topic_diversity") | (table["reading"] == options.similarity)]
         table = table.drop(columns="used")
+    if drawn is not None:
+        value = getattr(drawn, SIMILARITIES[options.similarity])
+        reading = f"{options.similarity}, {drawn.n:,} drawn"
+        more = {"column": "topic_diversity", "reading": reading, "value": value, "se": drawn.se, "n": drawn.n}
+        table = pd.concat([table, pd.DataFrame([more | ({"used": False} if options.every_reading else {})])])
     if options.beside is None:
         return table.reset_index(drop=True)
     printed = paper.table("table5_statistics").set_index("dataset").loc[options.beside]
