@@ -103,7 +103,7 @@ def test_modules_that_know_torch_are_few():
         if re.search(r"^\s*(import|from) (torch|transformers|peft)\b", p.read_text(), re.M)
     }
     # embeddings imports it in a child process only (test_lexical: importing it loads no torch)
-    assert knows <= {"sft", "training", "chatmodels", "truthfulqa", "embeddings"}
+    assert knows <= {"sft", "training", "chatmodels", "truthfulqa", "deltas", "embeddings"}
 
 
 def test_readme_commands_exist():

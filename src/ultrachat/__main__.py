@@ -47,6 +47,13 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         from ultrachat import describe
 
         describe.add_arguments(command)
+    command = commands.add_parser("apply-delta", help="a model out of its base and published delta weights")
+    for name in ("base", "delta", "out"):
+        command.add_argument(
+            name, type=Path, help=f"folder of the {name}" if name != "out" else "folder to write"
+        )
+    command.add_argument("--added-rows", choices=("mean", "delta"), default="mean", help="how the rows of added tokens "
+                         "were published: as a difference from the mean row of the base, as UltraLM's, or as they are")  # fmt: skip
     commands.add_parser(
         "update", help="copy the sample run's executed notebooks and figures into the repository"
     )
@@ -77,6 +84,10 @@ def _run_command(chosen: argparse.Namespace) -> None:
         from ultrachat import describe
 
         describe.run(chosen)
+    elif chosen.command == "apply-delta":
+        from ultrachat.deltas import apply_delta
+
+        print(apply_delta(chosen.base, chosen.delta, chosen.out, added_rows=chosen.added_rows))
     elif chosen.command == "merge":
         from ultrachat import shards
 

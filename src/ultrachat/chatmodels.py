@@ -14,8 +14,8 @@ is. So each baseline is a record of what its authors published, character by cha
 A model of our own is asked with `sft.encode_prompt`, token for token as it was trained.
 
 Absent on purpose: pickled weights and code from the hub (never loaded), several rounds (the paper's
-questions are single), and adding a delta to LLaMA's weights: where the authors released only a
-difference, `weights` says so, and that difference is no model by itself.
+questions are single), and adding a delta to LLaMA's weights (`deltas`): where the authors released only
+a difference, `weights` says so, and that difference is no model by itself.
 """
 
 from __future__ import annotations

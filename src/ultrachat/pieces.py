@@ -31,7 +31,6 @@ _SIZE, _COUNT = np.uint64(32), np.uint64(40)
 _BEGIN_MASK, _SIZE_MASK = np.uint64(0xFFFFFFFF), np.uint64(0xFF)
 _START, _TIMES = np.uint64(14695981039346656037), np.uint64(1099511628211)  # FNV-1a
 _NEWLINE, _SPACE = 10, 32
-MOST_TOKENS = (1 << 24) - 2
 
 
 class Pieces:
