@@ -340,6 +340,8 @@ def test_an_interrupt_ends_both_processes_and_keeps_what_is_done(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        # a shell that starts the tests in the background has them ignore it, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(kept.glob("a.jsonl-*.json")):
         assert process.poll() is None
