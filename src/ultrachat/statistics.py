@@ -131,6 +131,7 @@ class Batch:
         self._texts = list(chain.from_iterable(dialogues))
         position = np.arange(len(self._texts)) - np.repeat(self._starts, self.n_messages)
         self._by = {"assistant": position % 2 == 1, "user": position % 2 == 0, "all": position >= 0}
+        self._measured: dict[str, np.ndarray] = {}
 
     @cached_property
     def message_tokens(self) -> np.ndarray:
@@ -156,9 +157,10 @@ class Batch:
 
     def diversity_by(self, which: Which) -> Contribution:
         """The MTLD of the messages of one side that have words."""
-        chosen = np.flatnonzero(self._by[which])
         values = np.full(len(self._texts), np.nan)
-        values[chosen] = self._mtlds([self._texts[i] for i in chosen])
+        for side in ("assistant", "user"):
+            if which in (side, "all"):
+                values[self._by[side]] = self._mtlds_by(side)
         return self._summed(values, ~np.isnan(values))
 
     def diversity_of_dialogues(self) -> Contribution:
@@ -166,9 +168,11 @@ class Batch:
         values = self._mtlds(["\n".join(texts) for texts in self.dialogues])
         return np.nan_to_num(values), ~np.isnan(values)
 
-    def one_each(self, values: np.ndarray) -> Contribution:
-        """One value a dialogue."""
-        return values, np.ones(len(values), np.int64)
+    def _mtlds_by(self, side: str) -> np.ndarray:
+        """The MTLD of each message of one side, measured once, and only when asked for."""
+        if side not in self._measured:
+            self._measured[side] = self._mtlds([self._texts[i] for i in np.flatnonzero(self._by[side])])
+        return self._measured[side]
 
     def _mtlds(self, texts: list[str]) -> np.ndarray:
         return lexical.mtlds([self._segment(text) for text in texts] if self._segment else texts)
@@ -182,6 +186,11 @@ class Batch:
             return np.add.reduceat(kept, self._starts), sizes
         ends = self._starts + self.n_messages  # fsum: rounded once, whatever the order
         return np.array([math.fsum(kept[a:b]) for a, b in zip(self._starts, ends, strict=True)]), sizes
+
+
+def _one_each(values: np.ndarray) -> Contribution:
+    """One value a dialogue."""
+    return values, np.ones(len(values), np.int64)
 
 
 class Definition(NamedTuple):
@@ -202,12 +211,12 @@ class Definition(NamedTuple):
 
 _D, _U, _L = "dialogue_tokens", "utterance_tokens", "lexical_diversity"
 DEFINITIONS: tuple[Definition, ...] = (
-    Definition("rounds", "rounds", lambda b: b.one_each(b.n_messages // 2)),
-    Definition("rounds", "messages", lambda b: b.one_each(b.n_messages)),
-    Definition(_D, "labels", lambda b: b.one_each(b.labelled_tokens + 1)),
-    Definition(_D, "labels, no beginning mark", lambda b: b.one_each(b.labelled_tokens)),
-    Definition(_D, "labels, end marks", lambda b: b.one_each(b.labelled_tokens + 1 + b.n_messages)),
-    Definition(_D, "bare", lambda b: b.one_each(b.tokens_by("all")[0])),
+    Definition("rounds", "rounds", lambda b: _one_each(b.n_messages // 2)),
+    Definition("rounds", "messages", lambda b: _one_each(b.n_messages)),
+    Definition(_D, "labels", lambda b: _one_each(b.labelled_tokens + 1)),
+    Definition(_D, "labels, no beginning mark", lambda b: _one_each(b.labelled_tokens)),
+    Definition(_D, "labels, end marks", lambda b: _one_each(b.labelled_tokens + 1 + b.n_messages)),
+    Definition(_D, "bare", lambda b: _one_each(b.tokens_by("all")[0])),
     Definition(_U, "assistant", lambda b: b.tokens_by("assistant")),
     Definition(_U, "user", lambda b: b.tokens_by("user")),
     Definition(_U, "all", lambda b: b.tokens_by("all")),

@@ -206,15 +206,6 @@ class UnitSum:
         se = dots.se() if dots is not None else math.nan
         return TopicDiversity(similarity, diagonal, 1 - similarity, se, n)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads: {"n": …, "total": [whole numbers]}."""
-        return {"n": self.n, "total": list(self.total)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> UnitSum:
-        """Return the sum that `to_json` gave; raises KeyError for another object."""
-        return cls(value["n"], tuple(value["total"]))
-
 
 @dataclass(frozen=True)
 class DotSums:
@@ -253,15 +244,6 @@ class DotSums:
             return math.nan
         spread = n * self.squares - self.dots * self.dots
         return 2 * math.sqrt((n - 1) * spread) / ((n - 1) * (n - 2) << BITS)
-
-    def to_json(self) -> dict[str, int]:
-        """Return what `from_json` reads: {"n": …, "dots": …, "squares": …}."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, int]) -> DotSums:
-        """Return the sums that `to_json` gave; raises KeyError for another object."""
-        return cls(value["n"], value["dots"], value["squares"])
 
 
 # ---- a sample in one pass ---------------------------------------------------------------------
