@@ -355,6 +355,22 @@ def test_an_interrupt_ends_both_processes_and_keeps_what_is_done(tmp_path):
             time.sleep(0.05)
 
 
+def test_nobody_is_left_when_only_the_parent_is_killed(tmp_path):
+    path = write_set(tmp_path / "a.jsonl", 20_000)
+    script = tmp_path / "alone.py"
+    script.write_text(KILLED)
+    process = subprocess.Popen([sys.executable, str(script), str(path)], start_new_session=True)
+    while not list((tmp_path / "kept").glob("a.jsonl-*.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(ProcessLookupError):  # its children are of its group
+        for _ in range(200):
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+
+
 def test_what_is_too_much_for_ray_says_what_to_do(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"id": "1", "data": ["Hi", "Hello"]}] * 30))

@@ -23,19 +23,18 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from functools import cache as remembered
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ultrachat.children import leave_with_parent
 from ultrachat.embedding_calls import Remote
 from ultrachat.endpoints import Endpoint
 from ultrachat.errors import Stop
@@ -305,21 +304,13 @@ class Local:
 
 def _begin_child() -> None:
     """Set the child process up before torch is imported: it leaves with its parent, not with a Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    leave_with_parent()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not spin
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
     }
-
-
-def _leave_with_parent() -> NoReturn:
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()  # else a parent that was killed would leave this process behind for good
-    os._exit(1)
 
 
 @remembered

@@ -29,6 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from ultrachat.children import leave_with_parent
 from ultrachat.clusters import start_ray
 from ultrachat.contamination import ContaminationIndex, Overlap, read_questions
 from ultrachat.corpora import Block, Counts, Reading, blocks
@@ -154,6 +155,7 @@ _measurer: Measurer  # of a worker process
 
 def _begin(plan: Plan) -> None:
     global _measurer
+    leave_with_parent()
     _measurer = Measurer(plan)
 
 
