@@ -14,6 +14,7 @@ from ultrachat import launcher, lexical, paper, reference
 from ultrachat.embeddings import MINILM, best_offline
 from ultrachat.errors import Stop
 from ultrachat.statistics import DEFINITIONS
+from ultrachat.tokens import token_counter
 
 REPO = Path(__file__).resolve().parent.parent
 FOLDER = REPO / "data" / "reference"
@@ -96,6 +97,17 @@ def test_definitions_are_what_the_code_gives(split_by, data):
         definitions.definition_rows(data, counters={split_by: definitions.COUNTERS[split_by]}, segmenters=())
     )
     assert found == committed("definitions", dataset="Stanford Alpaca", split_by=split_by)
+
+
+def test_every_reading_of_the_lengths_is_tried_and_the_difference_is_theirs():
+    """Without the public samples too: a script that only they reach breaks unseen."""
+    dialogues = [["one two", "three four five"], ["six", "seven"]]
+    found = definitions._lengths(token_counter("words"), dialogues, every=True)
+    means = {(column, reading): mean.value for column, reading, mean in found}
+    readings = [d.reading for d in DEFINITIONS if d.column == "dialogue_tokens"]
+    assert readings and all((definitions._MINUS, reading) in means for reading in readings)
+    for reading in readings:  # the answers have 3 and 1 words
+        assert means[definitions._MINUS, reading] == means["dialogue_tokens", reading] - 2
 
 
 def test_arithmetic_is_what_the_code_gives(data, public):

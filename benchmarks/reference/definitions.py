@@ -22,7 +22,7 @@ from rows import apart
 from samples import BY_NAME, LLAMA, SEGMENTERS, Row, has, in_paper, measured, texts_of
 
 from ultrachat import lexical
-from ultrachat.statistics import DEFINITIONS, Batch, definition, labelled_text
+from ultrachat.statistics import DEFINITIONS, Batch, definition, labelled_text, one_each
 from ultrachat.sums import Mean, Sums
 from ultrachat.tokens import TokenCounter, Tokenizer, token_counter
 
@@ -155,7 +155,7 @@ def _lengths(count: TokenCounter, dialogues: list[list[str]], every: bool) -> li
     answers = batch.tokens_by("assistant")[0]
     for d in chosen:
         if d.column == _D:
-            rest = batch.one_each(d.measure(batch)[0] - answers)
+            rest = one_each(d.measure(batch)[0] - answers)
             found.append((_MINUS, d.reading, Sums.of(*rest).mean()))
     return found
 

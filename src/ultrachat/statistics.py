@@ -188,8 +188,11 @@ class Batch:
         return np.array([math.fsum(kept[a:b]) for a, b in zip(self._starts, ends, strict=True)]), sizes
 
 
-def _one_each(values: np.ndarray) -> Contribution:
-    """One value a dialogue."""
+def one_each(values: np.ndarray) -> Contribution:
+    """Return a Contribution of one value a dialogue.
+
+    Ours: what a mean over dialogues is made of.
+    """
     return values, np.ones(len(values), np.int64)
 
 
@@ -211,12 +214,12 @@ class Definition(NamedTuple):
 
 _D, _U, _L = "dialogue_tokens", "utterance_tokens", "lexical_diversity"
 DEFINITIONS: tuple[Definition, ...] = (
-    Definition("rounds", "rounds", lambda b: _one_each(b.n_messages // 2)),
-    Definition("rounds", "messages", lambda b: _one_each(b.n_messages)),
-    Definition(_D, "labels", lambda b: _one_each(b.labelled_tokens + 1)),
-    Definition(_D, "labels, no beginning mark", lambda b: _one_each(b.labelled_tokens)),
-    Definition(_D, "labels, end marks", lambda b: _one_each(b.labelled_tokens + 1 + b.n_messages)),
-    Definition(_D, "bare", lambda b: _one_each(b.tokens_by("all")[0])),
+    Definition("rounds", "rounds", lambda b: one_each(b.n_messages // 2)),
+    Definition("rounds", "messages", lambda b: one_each(b.n_messages)),
+    Definition(_D, "labels", lambda b: one_each(b.labelled_tokens + 1)),
+    Definition(_D, "labels, no beginning mark", lambda b: one_each(b.labelled_tokens)),
+    Definition(_D, "labels, end marks", lambda b: one_each(b.labelled_tokens + 1 + b.n_messages)),
+    Definition(_D, "bare", lambda b: one_each(b.tokens_by("all")[0])),
     Definition(_U, "assistant", lambda b: b.tokens_by("assistant")),
     Definition(_U, "user", lambda b: b.tokens_by("user")),
     Definition(_U, "all", lambda b: b.tokens_by("all")),
