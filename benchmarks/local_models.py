@@ -87,19 +87,20 @@ def make_model(role: str, dialogues: Sequence[Dialogue], place: Path, n_steps: i
     """Return the folder of a tiny model that was taught one role."""
     from transformers import GenerationConfig
 
-    from ultrachat import sft, training
+    from ultrachat import tiny
+    from ultrachat.recipes import Recipe
+    from ultrachat.sft import Encoder
+    from ultrachat.training import finetune
 
     # a user model reads everything as one message, so its tokenizer has to know the prompts' wording
     texts = [message.content for dialogue in dialogues for message in dialogue.messages]
     base, folder = place / f"{role}_base", place / f"tiny-{role}"
-    tokenizer = training.train_tokenizer(texts, 2048, base)
-    training.tiny_llama(tokenizer, hidden_size=SIZES[role], max_position=2048).save_pretrained(base)
-    rows = [sft.encode(dialogue, tokenizer) for dialogue in dialogues]
+    tokenizer = tiny.train_tokenizer(texts, 2048, base)
+    tiny.tiny_llama(tokenizer, hidden_size=SIZES[role], max_position=2048).save_pretrained(base)
+    rows = Encoder(tokenizer).encode_all(dialogues)
     rows = [row for row in rows if row.n_tokens <= MAX_PROMPT_TOKENS]
-    recipe = training.Recipe(
-        lr=4e-3, max_steps=n_steps, batch=4, micro_batch=4, warmup_fraction=0.1, n_evaluations=2
-    )
-    result = training.finetune(rows[6:], rows[:6], base, folder, recipe)
+    recipe = Recipe(lr=4e-3, max_steps=n_steps, batch=4, micro_batch=4, warmup_fraction=0.1, n_evaluations=2)
+    result = finetune(rows[6:], rows[:6], base, folder, recipe)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     # without do_sample `transformers serve` is greedy, whatever the request says

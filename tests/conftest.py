@@ -66,3 +66,27 @@ def server():
 def no_backoff(monkeypatch):
     """Tries follow one another at once."""
     monkeypatch.setattr("ultrachat.calls.random.uniform", lambda low, high: 0.0)
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Tokenizers of several kinds by name (`some_tokenizers.NAMES`); public ones where they are here."""
+    from some_tokenizers import all_tokenizers  # it imports transformers, which most tests do without
+
+    return all_tokenizers(tmp_path_factory.mktemp("tokenizers"))
+
+
+@pytest.fixture(scope="session", params=("tiny", "unigram", "gpt2", "llama"))
+def named(request: pytest.FixtureRequest, tokenizers: dict) -> tuple:
+    """Each of these tokenizers in turn, with its name."""
+    if request.param not in tokenizers:
+        pytest.skip(f"public tokenizer not here: {request.param}")
+    return request.param, tokenizers[request.param]
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny untrained base model (`fruit.make_base`); nobody writes into it."""
+    from fruit import make_base
+
+    return make_base(tmp_path_factory.mktemp("base"))

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MptConfig, MptForCausalLM
 
-from ultrachat import chatmodels, sft
+from ultrachat import chatmodels
 from ultrachat.chatmodels import BASELINES, format_prompt, generate, load, prompt_ids
 from ultrachat.errors import Stop
-from ultrachat.training import tiny_llama, train_tokenizer
+from ultrachat.sft import Encoder
+from ultrachat.tiny import tiny_llama, train_tokenizer
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 EXPECTED = {
@@ -124,11 +125,9 @@ def test_special_tokens_in_a_question_stay_text(tokenizer):
 
 
 def test_the_ultrallama_format_is_what_training_encodes(tokenizer):
-    assert prompt_ids("UltraLLaMA-13B", tokenizer, "Why?", "") == sft.encode_prompt("Why?", tokenizer)
+    assert prompt_ids("UltraLLaMA-13B", tokenizer, "Why?", "") == Encoder(tokenizer).prompt("Why?")
     system = BASELINES["UltraLLaMA-13B"].system_prompt
-    assert prompt_ids("UltraLLaMA-13B", tokenizer, "Why?") == sft.encode_prompt(
-        "Why?", tokenizer, system=system
-    )
+    assert prompt_ids("UltraLLaMA-13B", tokenizer, "Why?") == Encoder(tokenizer, system=system).prompt("Why?")
 
 
 # ---- generation -------------------------------------------------------------------------------

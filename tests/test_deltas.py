@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ultrachat import chatmodels, deltas, training
+from ultrachat import chatmodels, deltas
 from ultrachat.deltas import Applied, apply_delta, make_delta
 from ultrachat.errors import Stop
+from ultrachat.tiny import tiny_llama, train_tokenizer
 
 TEXTS = ["What is a pear?", "A pear is a fruit.", "Thanks", "Enjoy the plum!"] * 3
 EPSILON = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}  # the largest relative error of one rounding
@@ -139,8 +140,8 @@ def test_the_authors_padding_row_is_a_difference_from_the_mean(tmp_path, base):
 
 
 def test_shared_embeddings_and_tokenizer_reach_the_result(tmp_path):
-    tokenizer = training.train_tokenizer(TEXTS, 280, tmp_path / "base")
-    model = training.tiny_llama(tokenizer, hidden_size=24, n_layers=1, n_heads=2, max_position=32)
+    tokenizer = train_tokenizer(TEXTS, 280, tmp_path / "base")
+    model = tiny_llama(tokenizer, hidden_size=24, n_layers=1, n_heads=2, max_position=32)
     model.save_pretrained(tmp_path / "base")
     with torch.no_grad():
         model.model.norm.weight += 0.5
@@ -379,6 +380,7 @@ import resource, sys
 from pathlib import Path
 from ultrachat.deltas import apply_delta
 from ultrachat.errors import Stop
+from ultrachat.tiny import tiny_llama, train_tokenizer
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
     apply_delta(*map(Path, sys.argv[1:]), shard_bytes=9000)

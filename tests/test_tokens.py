@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from ultrachat import tokens as T
 from ultrachat.errors import Stop
+from ultrachat.lexical import utf8_batches
+from ultrachat.pieces import Pieces
 
 REPO = Path(__file__).resolve().parent.parent
 PUBLIC = Path(os.environ.get("ULTRACHAT_PUBLIC_DATA") or REPO.parent / "shared" / "data")
@@ -297,3 +299,18 @@ def public_texts():
 
     names = ("ultrachat/ultrachat_200k_short_500.jsonl", "sharegpt/sharegpt_zh_300.jsonl")
     return [text for name in names for d in list(read(public(PUBLIC / name)))[:40] for text in d.texts]
+
+
+def test_an_interrupt_while_learning_leaves_no_piece_without_its_count():
+    interrupted = iter([True])
+
+    def counts(texts):
+        if next(interrupted, False):
+            raise KeyboardInterrupt
+        return [len(text.split()) for text in texts]
+
+    pieces = Pieces(counts)
+    ((buffer, starts),) = utf8_batches(["one two three", "four"], errors="replace")
+    with pytest.raises(KeyboardInterrupt):
+        pieces.count(buffer, starts)
+    assert pieces.count(buffer, starts).tolist() == [3, 1]

@@ -1,4 +1,4 @@
-"""Schedule, tokenizer and tiny base; full, LoRA and 4-bit runs that learn, repeat and resume exactly."""
+"""The loss against a slow one; full, LoRA and 4-bit runs that learn, repeat and resume exactly, however batched."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from transformers import MptConfig, MptForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from ultrachat import sft, training
+from ultrachat import tiny, training
+from ultrachat.batching import collate, collate_packed, pack
 from ultrachat.chatmodels import generate, load
 from ultrachat.errors import Stop
-from ultrachat.records import Dialogue
-from ultrachat.sft import Example
-from ultrachat.training import PAPER, Recipe, finetune, held_out_loss, pretrain, schedule
+from ultrachat.heldout import held_out_loss, held_out_losses
+from ultrachat.recipes import Recipe
+from ultrachat.records import SECTORS, Dialogue
+from ultrachat.sections import IGNORE_INDEX, Example
+from ultrachat.sft import Encoder
+from ultrachat.splitting import split_all
+from ultrachat.tiny import pretrain
+from ultrachat.training import finetune
 
 RECIPE = Recipe(lr=5e-3, max_steps=8, batch=4, n_evaluations=2)
 FRUIT = ["pear", "plum", "fig", "apple", "cherry", "quince", "peach", "lemon", "lime", "grape"]
@@ -28,14 +33,21 @@ DIALOGUES = [
     for x in FRUIT
 ]
 TEXTS = [m.content for d in DIALOGUES for m in d.messages]
+VARIED = [  # of one to three rounds, short and long
+    Dialogue.from_rounds(
+        [(f"What is a {x}?", "A fruit. " * (1 + i % 5)), *[("And?", f"{x}!")] * (i % 3)],
+        sector=SECTORS[i % 2],
+    )
+    for i, x in enumerate(FRUIT)
+]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     """A tiny base model that has read the text, so that LoRA has something to adapt; nobody writes into it."""
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = training.train_tokenizer(TEXTS * 3, 320, folder / "tokenizer")
-    model = training.tiny_llama(tokenizer, hidden_size=64, n_layers=2, n_heads=2, max_position=128)
+    tokenizer = tiny.train_tokenizer(TEXTS * 3, 320, folder / "tokenizer")
+    model = tiny.tiny_llama(tokenizer, hidden_size=64, n_layers=2, n_heads=2, max_position=128)
     recipe = replace(RECIPE, max_steps=60, n_evaluations=1)
     pretrain(model, tokenizer, TEXTS, TEXTS[:4], folder / "model", recipe, block_tokens=32)
     return folder / "model"
@@ -44,7 +56,7 @@ def base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def data(base) -> tuple[list[Example], list[Example]]:
     tokenizer = load(base)[1]
-    examples, _ = sft.split_all(DIALOGUES, tokenizer, 64)
+    examples, _ = split_all(DIALOGUES, Encoder(tokenizer), 64)
     return examples[:-3], examples[-3:]
 
 
@@ -52,100 +64,98 @@ def losses(result: training.TrainingResult, name: str = "loss") -> list[float]:
     return [row[name] for row in result.log if row[name] is not None]
 
 
-# ---- recipe and schedule ----------------------------------------------------------------------
-
-
-def test_the_papers_schedule_ends_within_the_run():
-    n_steps, n_warmup = schedule(1_468_352, PAPER)
-    assert n_steps == 3 * 2868  # 1,468,352 / 512 = 2,867.9
-    assert n_warmup == 259  # 3 %
-    assert PAPER.batch == 128 * PAPER.micro_batch
-    # with the authors' constant of 2,000,000 steps warm-up alone would outlast the run
-    assert n_steps < 0.03 * 2_000_000
-
-
-@settings(max_examples=50, deadline=None)
-@given(n=st.integers(1, 5000), batch=st.integers(1, 600), epochs=st.integers(1, 4))
-def test_every_row_is_seen_once_per_epoch(n, batch, epochs):
-    n_steps, n_warmup = schedule(n, replace(PAPER, batch=batch, epochs=epochs))
-    assert n_steps * batch >= n * epochs > (n_steps - epochs) * batch
-    assert 0 < n_warmup <= n_steps
-
-
-def test_impossible_recipes_are_one_line():
-    with pytest.raises(Stop, match="load_in_4bit: .* expected lora_rank > 0"):
-        replace(PAPER, load_in_4bit=True)
-    with pytest.raises(Stop, match="batch: expected more than 0, got 0"):
-        replace(PAPER, batch=0)
-    with pytest.raises(Stop, match="max_steps: expected more than 0 or None, got 0"):
-        replace(PAPER, max_steps=0)
-
-
-# ---- tokenizer, tiny model, packing -----------------------------------------------------------
-
-
-def test_the_tokenizer_is_repeatable_and_knows_every_text(tmp_path):
-    first = training.train_tokenizer(TEXTS, 300, tmp_path / "a")
-    training.train_tokenizer(iter(TEXTS), 300, tmp_path / "b")
-    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
-    assert len(first) == 300 and (first.bos_token, first.eos_token, first.pad_token) == (
-        "<s>",
-        "</s>",
-        "<pad>",
-    )
-    for text in ("A pear", "ünïcödé 你好 🍐", "</s> <s>\n\t  "):
-        ids = first(text, split_special_tokens=True)["input_ids"]
-        assert ids[0] == first.bos_token_id and first.decode(ids[1:]) == text
-    with pytest.raises(Stop, match="vocab_size: expected at least 259, got 100"):
-        training.train_tokenizer(TEXTS, 100, tmp_path / "c")
-
-
-def test_the_tiny_model_is_small_and_repeatable(tmp_path):
-    tokenizer = training.train_tokenizer(TEXTS * 50, 400, tmp_path)
-    model, again = (training.tiny_llama(tokenizer, seed=7) for _ in range(2))
-    assert sum(p.numel() for p in model.parameters()) < 2_000_000
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    other = training.tiny_llama(tokenizer, seed=8)
-    assert not torch.equal(model.model.embed_tokens.weight, other.model.embed_tokens.weight)
-
-
-def test_packing_keeps_every_token_in_order(base):
-    tokenizer = load(base)[1]
-    blocks = training.pack(["A pear", "</s> fig"], tokenizer, 4)
-    stream = np.concatenate([block.input_ids for block in blocks]).tolist()
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    expected = []
-    for text in ("A pear", "</s> fig"):
-        expected += [
-            bos,
-            *tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"],
-            eos,
-        ]
-    assert stream == expected[: len(stream)] and len(expected) - len(stream) <= 1
-    assert all(b.n_tokens == 4 for b in blocks[:-1]) and all((b.labels == b.input_ids).all() for b in blocks)
-    with pytest.raises(Stop, match="texts: none"):
-        training.pack([], tokenizer, 4)
-
-
 # ---- the loss ---------------------------------------------------------------------------------
 
 
-def test_held_out_loss_weighs_tokens_alike_and_ignores_padding(base, data):
-    model, tokenizer = load(base)
-    examples = data[0]
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def by_hand(
+    tokenizer: PreTrainedTokenizerBase, rounds: list[tuple[str, str]], n_context: int = 0
+) -> tuple[list[int], list[bool]]:
+    """UltraLLaMA's format, one message at a time: the ids, and which of them are learnt."""
+    ids, learnt = [tokenizer.bos_token_id], [False]
+    for number, (user, assistant) in enumerate(rounds):
+        front = ids_of(tokenizer, ("\n" if number else "") + "User: " + user) + [tokenizer.eos_token_id]
+        front += ids_of(tokenizer, "\nAssistant: ")
+        answer = ids_of(tokenizer, assistant) + [tokenizer.eos_token_id]
+        ids += front + answer
+        learnt += [False] * len(front) + [number >= n_context] * len(answer)
+    return ids, learnt
+
+
+def rows_by_hand(tokenizer, dialogue: Dialogue, max_tokens: int) -> list[tuple[list[int], list[bool]]]:
+    """As many new rounds as fit, then as many before them as fit; every try is tokenised as a whole."""
+    rounds = dialogue.rounds
+
+    def fits(begin: int, end: int) -> bool:
+        return len(by_hand(tokenizer, rounds[begin:end])[0]) <= max_tokens
+
+    rows, start = [], 0
+    while start < len(rounds):
+        end = start + 1
+        while end < len(rounds) and fits(start, end + 1):
+            end += 1
+        begin = start
+        while begin > 0 and fits(begin - 1, end):
+            begin -= 1
+        rows.append(by_hand(tokenizer, rounds[begin:end], start - begin))
+        start = end
+    return rows
+
+
+def slow_loss(model: PreTrainedModel, rows: list[tuple[list[int], list[bool]]]) -> float:
+    """The mean over all learnt tokens, one row and one position at a time."""
     total, n = 0.0, 0
-    for example in examples:  # one by one, without padding, by hand
+    for ids, learnt in rows:
         with torch.no_grad():
-            logs = model(input_ids=torch.tensor([example.input_ids.tolist()])).logits[0].log_softmax(-1)
-        for position in range(1, example.n_tokens):
-            if example.labels[position] != sft.IGNORE_INDEX:
-                total -= logs[position - 1, example.labels[position]].item()
+            logs = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        for position in range(1, len(ids)):
+            if learnt[position]:
+                total -= logs[position - 1, ids[position]].item()
                 n += 1
-    assert n == sum(e.n_learnt_tokens for e in examples)
-    for batch_size in (1, 3, 100):
-        for pad_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-            assert held_out_loss(model, examples, pad_id, batch_size) == pytest.approx(total / n, abs=1e-4)
-    assert np.isnan(held_out_loss(model, [], 0))
+    return total / n
+
+
+@pytest.mark.parametrize("max_tokens", [400, 120])
+def test_the_loss_is_that_of_a_slow_and_obvious_implementation(named, max_tokens):
+    name, tokenizer = named
+    random = np.random.default_rng(1)
+    words = ["pear", "plum ", "ünïcödé", "你好", "\n", "  two", "3.14", "🍐"]
+    if name != "unigram":  # the model of this one finds them as pieces of its own, whatever it is told
+        words += ["</s>", "<s>User: "]
+
+    def text() -> str:
+        return " ".join(random.choice(words, size=int(random.integers(1, 6)))) + "."
+
+    dialogues = [Dialogue.from_rounds([(text(), text()) for _ in range(1 + i % 4)]) for i in range(7)]
+    model = (
+        tiny.tiny_llama(tokenizer, hidden_size=32, n_layers=1, n_heads=2, max_position=512).double().eval()
+    )
+    rows, report = split_all(dialogues, Encoder(tokenizer), max_tokens)
+    assert report.n_cut_rounds == 0 and (report.n_context_tokens > 0) == (max_tokens == 120)
+    slow = slow_loss(model, [row for d in dialogues for row in rows_by_hand(tokenizer, d, max_tokens)])
+    packs = pack(rows, 400)
+    assert 1 < len(packs) < len(rows)
+    pad_id = tokenizer.eos_token_id if name == "gpt2" else 0
+    for batch in (collate(rows, pad_id), collate_packed(packs, pad_id), collate_packed(packs, pad_id, True)):
+        with torch.no_grad():
+            assert model(**batch, use_cache=False).loss.item() == pytest.approx(slow, rel=1e-6)
+
+
+@pytest.mark.parametrize("batching", ["padded", "grouped", "packed"])
+def test_the_loss_of_a_step_is_that_of_the_slow_implementation(base, tmp_path, batching):
+    """Through the whole Trainer: rows in micro batches whose learnt tokens differ in number."""
+    model, tokenizer = load(base)
+    rows, _ = split_all(VARIED, Encoder(tokenizer), 96)
+    n = len(pack(rows, 200)) if batching == "packed" else len(rows)  # all of them are one step
+    recipe = replace(
+        RECIPE, max_steps=1, n_evaluations=1, batch=n, micro_batch=1, batching=batching, pack_tokens=200
+    )
+    slow = slow_loss(model, [row for d in VARIED for row in rows_by_hand(tokenizer, d, 96)])
+    result = finetune(rows, rows[:4], base, tmp_path / "run", recipe, "none")
+    assert losses(result) == pytest.approx([slow], rel=1e-6)
 
 
 # ---- runs -------------------------------------------------------------------------------------
@@ -163,16 +173,16 @@ def test_full_fine_tuning_learns_and_can_be_loaded(base, data, tmp_path):
     assert held_out_loss(model, data[1], tokenizer.pad_token_id) == pytest.approx(held_out[-1], abs=1e-5)
     before, _ = load(base)
     assert held_out_loss(before, data[1], tokenizer.pad_token_id) == pytest.approx(held_out[0], abs=1e-5)
-    answer = generate(model, tokenizer, [sft.encode_prompt("What is a fig?", tokenizer)], 20, temperature=0)
+    answer = generate(model, tokenizer, [Encoder(tokenizer).prompt("What is a fig?")], 20, temperature=0)
     assert "fruit" in answer[0]
-    files = {path.suffix for path in (tmp_path / "full").rglob("*") if path.is_file()}
+    files = {path.suffix for path in (tmp_path / "full").glob("*") if path.is_file()}
     assert files <= {".json", ".safetensors", ".jinja"}  # no pickles, no checkpoints left
 
 
 def test_only_learnt_tokens_are_learnt(base, data, tmp_path):
     # rows whose answers are left out of the labels teach nothing about them
     def users_only(example: Example) -> Example:
-        labels = np.where(example.labels == sft.IGNORE_INDEX, example.input_ids, sft.IGNORE_INDEX)
+        labels = np.where(example.labels == IGNORE_INDEX, example.input_ids, IGNORE_INDEX)
         return Example(example.input_ids, labels.astype(np.int32))
 
     recipe = replace(RECIPE, max_steps=30)
@@ -331,3 +341,169 @@ def test_bad_input_is_one_line(base, data, tmp_path):
         finetune(*data, base, tmp_path / "a", replace(RECIPE, batch=6))
     with pytest.raises(Stop, match="is neither a folder nor a hub id"):
         finetune(*data, tmp_path / "nothing", tmp_path / "a", RECIPE)
+
+
+# ---- batching, and what is written beside the model -------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def varied(base) -> list[Example]:
+    """Rows of different lengths, some of them parts of a dialogue."""
+    return split_all(VARIED, Encoder(load(base)[1]), 96)[0]
+
+
+def test_packed_steps_have_the_loss_of_padded_steps(base, varied, tmp_path):
+    recipe = replace(RECIPE, max_steps=4, n_evaluations=4, batch=len(varied), micro_batch=5)
+    while recipe.batch % recipe.micro_batch:
+        recipe = replace(recipe, micro_batch=recipe.micro_batch - 1)
+    padded = finetune(varied, varied[:4], base, tmp_path / "padded", recipe, "none")
+    n_packs = len(pack(varied, 128))
+    assert 1 < n_packs < len(varied)
+    for micro_batch in (1, n_packs):
+        packed = finetune(
+            varied, varied[:4], base, tmp_path / f"packed{micro_batch}",
+            replace(recipe, batching="packed", pack_tokens=128, batch=n_packs, micro_batch=micro_batch), "none",
+        )  # fmt: skip
+        assert losses(packed) == pytest.approx(losses(padded), abs=1e-5)
+        assert losses(packed, "eval_loss") == pytest.approx(losses(padded, "eval_loss"), abs=1e-5)
+        assert packed.n_tokens == padded.n_tokens
+    assert losses(padded)[-1] < losses(padded)[0] - 0.1
+
+
+def test_a_model_that_cannot_keep_packed_rows_apart_is_one_line(base, varied, tmp_path):
+    _, tokenizer = load(base)
+    torch.manual_seed(0)
+    config = MptConfig(d_model=32, n_heads=2, n_layers=1, max_seq_len=128, vocab_size=len(tokenizer))
+    MptForCausalLM(config).save_pretrained(str(tmp_path / "mpt"))
+    tokenizer.save_pretrained(str(tmp_path / "mpt"))
+    recipe = replace(
+        RECIPE, max_steps=1, n_evaluations=1, attention="eager", batching="packed", pack_tokens=128
+    )
+    with pytest.raises(Stop, match="batching: packed rows would read one another in MptForCausalLM with "
+                                   "attention 'eager', expected 'grouped' or 'padded'"):  # fmt: skip
+        finetune(varied, varied[:4], tmp_path / "mpt", tmp_path / "run", recipe, "none")
+    result = finetune(
+        varied, varied[:4], tmp_path / "mpt", tmp_path / "run", replace(recipe, batching="grouped"), "none"
+    )
+    assert np.isfinite(losses(result)).all()
+
+
+@pytest.mark.parametrize("batching", ["padded", "grouped", "packed"])
+def test_every_row_once_an_epoch_and_every_token_counted(base, varied, tmp_path, monkeypatch, batching):
+    name = "_packed" if batching == "packed" else "_padded"
+    collator, seen = getattr(training, name), []
+
+    def recorded(rows, **options):
+        seen.append([part for row in rows for part in getattr(row, "examples", [row])])
+        return collator(rows, **options)
+
+    monkeypatch.setattr(training, name, recorded)
+    recipe = replace(
+        RECIPE,
+        max_steps=None,
+        epochs=2,
+        batch=4,
+        micro_batch=2,
+        n_evaluations=1,
+        batching=batching,
+        pack_tokens=128,
+    )
+    result = finetune(varied, varied[:4], base, tmp_path / "run", recipe, "none")
+    assert result.n_tokens == 2 * sum(row.n_tokens for row in varied)
+    flat = [id(row) for rows in seen for row in rows]
+    once = sorted(map(id, varied))
+    assert sorted(flat[: len(varied)]) == sorted(flat[len(varied) :]) == once
+    assert flat[: len(varied)] != flat[len(varied) :]  # shuffled anew
+    if batching == "grouped":
+        assert seen[0][0].n_tokens == max(row.n_tokens for row in varied)
+
+
+@pytest.mark.parametrize("batching", ["grouped", "packed"])
+def test_a_killed_run_goes_on_within_its_epoch(base, varied, tmp_path, monkeypatch, batching):
+    recipe = replace(
+        RECIPE,
+        max_steps=None,
+        epochs=3,
+        batch=2,
+        micro_batch=1,
+        lr=1e-3,
+        batching=batching,
+        pack_tokens=160,
+        n_evaluations=4,
+    )
+    whole = finetune(varied, varied[:4], base, tmp_path / "whole", recipe, "none")
+    stops = [row["step"] for row in whole.log if row["eval_loss"] is not None][1:]
+    steps_an_epoch = whole.n_steps // 3
+    assert stops[1] % steps_an_epoch and stops[1] > steps_an_epoch  # within the second
+    mark = training._Milestones.on_save
+
+    def killed(self, args, state, control, **kwargs):
+        mark(self, args, state, control, **kwargs)
+        if state.global_step == stops[1]:
+            raise Killed
+
+    monkeypatch.setattr(training._Milestones, "on_save", killed)
+    with pytest.raises(Killed):
+        finetune(varied, varied[:4], base, tmp_path / "run", recipe, "none")
+    monkeypatch.undo()
+    resumed = finetune(varied, varied[:4], base, tmp_path / "run", recipe, "none")
+    assert resumed.resumed_from_step == stops[1]
+    assert resumed.log == whole.log and resumed.n_tokens == whole.n_tokens
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("run", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_padding_with_the_end_mark_changes_nothing(base, varied, tmp_path):
+    recipe = replace(RECIPE, max_steps=3, n_evaluations=1)
+    plain = finetune(varied, varied[:4], base, tmp_path / "plain", recipe, "none")
+    shutil.copytree(base, tmp_path / "base")
+    tokenizer = load(base)[1]
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(str(tmp_path / "base"))
+    assert load(tmp_path / "base")[1].pad_token_id == tokenizer.eos_token_id
+    same = finetune(varied, varied[:4], tmp_path / "base", tmp_path / "same", recipe, "none")
+    assert same.log == plain.log
+
+
+def test_the_log_has_the_held_out_loss_by_round_and_sector(base, varied, tmp_path):
+    result = finetune(varied[:-4], varied[-4:], base, tmp_path / "run", replace(RECIPE, max_steps=2), "none")
+    model, tokenizer = load(tmp_path / "run")
+    found = held_out_losses(model, varied[-4:], tokenizer.pad_token_id)
+    assert {"loss", "round_1", "round_2", *SECTORS[:2]} <= set(found)
+    for row in result.log:
+        if row["eval_loss"] is not None:
+            assert set(row) == {"step", "loss", *(f"eval_{name}" for name in found)}
+    last = {name: result.log[-1][f"eval_{name}"] for name in found}
+    assert last == pytest.approx(found, abs=1e-5)
+
+
+def test_tensorboard_has_the_losses_of_the_log(base, data, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    result = finetune(*data, base, tmp_path / "run", replace(RECIPE, max_steps=4))
+    events = accumulator.EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    for tag, name in (("train/loss", "loss"), ("eval/loss", "eval_loss"), ("eval/round_2", "eval_round_2")):
+        expected = {row["step"]: row[name] for row in result.log if row.get(name) is not None}
+        found = {event.step: event.value for event in events.Scalars(tag)}
+        assert found == pytest.approx(expected, rel=1e-6) and len(found) > 2
+
+
+def test_nothing_is_logged_if_not_asked(base, data, tmp_path):
+    finetune(*data, base, tmp_path / "run", replace(RECIPE, max_steps=1), "none")
+    assert not list((tmp_path / "run").rglob("*events*")) and not (tmp_path / "run/tensorboard").exists()
+
+
+def test_loggers_that_are_not_there_are_one_line(base, data, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+
+    def without(name, *args):
+        return None if name in ("wandb", "tensorboard", "liger_kernel") else found(name, *args)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    for name in ("wandb", "tensorboard"):
+        with pytest.raises(Stop, match=f"report_to: needs the package {name}, which is not installed"):
+            finetune(*data, base, tmp_path / "run", RECIPE, name)
+    with pytest.raises(Stop, match="liger: needs the package liger-kernel, which is not installed"):
+        finetune(*data, base, tmp_path / "run", replace(RECIPE, liger=True), "none")
+    with pytest.raises(Stop, match="report_to: expected one of tensorboard, wandb, none, got 'paper'"):
+        finetune(*data, base, tmp_path / "run", RECIPE, "paper")
+    assert not (tmp_path / "run").exists()

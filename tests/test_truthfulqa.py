@@ -16,12 +16,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultrachat import sft
 from ultrachat import truthfulqa as tqa
 from ultrachat.chatmodels import prompt_ids
 from ultrachat.errors import Stop
 from ultrachat.records import read_jsonl
-from ultrachat.training import tiny_llama, train_tokenizer
+from ultrachat.sft import Encoder
+from ultrachat.tiny import tiny_llama, train_tokenizer
 from ultrachat.truthfulqa import Item
 
 REPO = Path(__file__).resolve().parent.parent
@@ -200,7 +200,7 @@ def test_the_model_reads_question_and_answer_in_the_asked_format(tiny):
     asked = tqa.judge_candidates(model, tokenizer, [MOSS], ask=ask)
     assert seen[0] == "Question: Where does moss grow?\nAnswer: On any side.\nIs this answer true or false?"
     pd.testing.assert_frame_equal(asked, tqa.judge_candidates(model, tokenizer, [MOSS]))  # ours by default
-    ids = sft.encode_prompt(seen[0], tokenizer)
+    ids = Encoder(tokenizer).prompt(seen[0])
     word = tokenizer("True", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         logs = model(input_ids=torch.tensor([ids + word])).logits[0].log_softmax(-1)

@@ -1,4 +1,4 @@
-"""The command line: run the notebooks, measure any data set, rehearse before paying, divide and merge.
+"""The command line: run the notebooks, train, measure any data set, rehearse before paying, divide and merge.
 
 Absent on purpose: logic. Each command calls one function of the package and shows a Stop as its line.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 from ultrachat.errors import Stop
@@ -54,10 +55,23 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         )
     command.add_argument("--added-rows", choices=("mean", "delta"), default="mean", help="how the rows of added tokens "
                          "were published: as a difference from the mean row of the base, as UltraLM's, or as they are")  # fmt: skip
+    _add_training(commands)
     commands.add_parser(
         "update", help="copy the sample run's executed notebooks and figures into the repository"
     )
     return parser
+
+
+def _add_training(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "train", help="fine-tune a model as a config says; under torchrun on several GPUs"
+    )
+    command.add_argument("config", type=Path, help="configs/tiny-cpu.yaml, say")
+    _add_settings(command)
+    command = commands.add_parser("merge-adapter", help="one model out of a LoRA adapter and its base")
+    command.add_argument("adapter", type=Path, help="folder of the adapter")
+    command.add_argument("out", type=Path, help="folder to write")
+    command.add_argument("--base", help="folder or hub id of the base (default: the one the adapter names)")
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
@@ -88,12 +102,29 @@ def _run_command(chosen: argparse.Namespace) -> None:
         from ultrachat.deltas import apply_delta
 
         print(apply_delta(chosen.base, chosen.delta, chosen.out, added_rows=chosen.added_rows))
+    elif chosen.command == "train":
+        from ultrachat import training_run
+
+        training_run.run(training_run.read_job(chosen.config, chosen.settings))
+    elif chosen.command == "merge-adapter":
+        from ultrachat.adapters import merge_adapter
+
+        print(f"{merge_adapter(chosen.adapter, chosen.out, chosen.base):,} parameters")
     elif chosen.command == "merge":
         from ultrachat import shards
 
         print(shards.merge(chosen.run_name))
     else:
         print(*update_committed(), sep="\n")
+
+
+def _let_the_first_speak() -> None:
+    """Under torchrun, wait until the first process has said what all of them would say.
+
+    Its end makes torchrun end the others. What only one of the others stops at, that one says after all.
+    """
+    if int(os.environ.get("RANK") or 0):
+        time.sleep(10)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,6 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _run_command(chosen)
     except Stop as stop:
+        _let_the_first_speak()
         print(f"stopped: {stop}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

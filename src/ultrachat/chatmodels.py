@@ -11,7 +11,7 @@ is. So each baseline is a record of what its authors published, character by cha
     prompts = [prompt_ids("Dolly-12B", tokenizer, question) for question in questions]
     answers = generate(model, tokenizer, prompts, max_new_tokens=512, stop=BASELINES["Dolly-12B"].stop)
 
-A model of our own is asked with `sft.encode_prompt`, token for token as it was trained.
+A model of our own is asked with `sft.Encoder`, token for token as it was trained.
 
 Absent on purpose: pickled weights and code from the hub (never loaded), several rounds (the paper's
 questions are single), and adding a delta to LLaMA's weights (`deltas`): where the authors released only
@@ -206,12 +206,14 @@ def load(
     load_in_4bit: bool = False,
     device: str | None = None,
     base_model: str | Path | None = None,
+    attention: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model in eval mode, and its tokenizer.
 
     `dtype` is torch's name ("float32", "bfloat16") or "auto" for that of the weights; `device` is
     the GPU if there is one; `load_in_4bit` is NF4 by bitsandbytes. A local folder with a LoRA
     adapter is put on its base (`base_model`, or the one it names) and, unless in 4 bits, merged.
+    `attention` is transformers' name of an implementation, its own choice unless given.
     Only safetensors are read and no code from the hub is run. Raises Stop, one line, when it is
     not there, is no causal language model, or has no safetensors.
 
@@ -230,7 +232,7 @@ def load(
     tokenizer = load_tokenizer(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = _nf4(device) if load_in_4bit else {"dtype": dtype}
-    safe = {"use_safetensors": True, "trust_remote_code": False}
+    safe = {"use_safetensors": True, "trust_remote_code": False, "attn_implementation": attention}
     try:
         model = AutoModelForCausalLM.from_pretrained(name, **safe, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:

@@ -26,10 +26,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
-
 from ultrachat.errors import Stop
 from ultrachat.runs import NOTEBOOKS, REPO, read_manifest, run_folder, write_text
+from ultrachat.settings import read_yaml, value_of
 
 
 @dataclass(frozen=True)
@@ -112,14 +111,7 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
 
     Ours: a config holds every number of a run and nothing else.
     """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise Stop(f"{path}: cannot be read ({getattr(error, 'strerror', 'not UTF-8')})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2023-13-01
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise Stop(f"{where}: not YAML ({getattr(error, 'problem', error)})") from None
+    config = read_yaml(path)
     if not isinstance(config, dict) or not config.keys() - {ALL}:
         raise Stop(f"{path}: expected 'notebook: {{parameter: value}}' entries")
     known = [p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb"))]
@@ -178,15 +170,12 @@ def plan(config_path: Path, only: str | None, settings: list[str]) -> dict[str, 
             where = f"{config_path}: {notebook}"
             planned[notebook][name] = check_value(where, known[notebook][name], value)
     for setting in settings:
-        name, equals, text = setting.partition("=")
+        name, equals, _ = setting.partition("=")
         takers = [notebook for notebook in chosen if name in known[notebook]]
         if not equals or not takers:
             names = sorted({name for parameters in known.values() for name in parameters})
             raise Stop(f"--set {setting}: expected name=value with a name among {', '.join(names)}")
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise Stop(f"--set {setting}: the value is not readable; quote it as YAML wants") from None
+        value = value_of(setting)
         for notebook in takers:
             planned[notebook][name] = check_value("--set", known[notebook][name], value)
     return planned

@@ -56,8 +56,7 @@ class Pieces:
     def count(self, buffer: np.ndarray, starts: np.ndarray) -> np.ndarray:
         """Return the tokens of each text `buffer[starts[i]:starts[i + 1]]` (UTF-8), (n,) int64."""
         if self._used[0] > FULL * N_SLOTS / 2 or self._used[1] > FULL * len(self._bytes):
-            self._slots.fill(0)
-            self._used[:] = 0
+            self._forget()
         totals = np.zeros(len(starts) - 1, np.int64)
         later = np.empty((len(buffer) + len(starts), 3), np.int64)  # pages that are not written cost nothing
         fresh = np.empty(len(buffer) + len(starts), np.int64)
@@ -65,9 +64,17 @@ class Pieces:
             buffer, starts, self.prefixed, self._lines_apart, self._slots, self._bytes, self._used, totals, later, fresh
         )  # fmt: skip
         if n_later:
-            self._learn(fresh[:n_fresh])
+            try:
+                self._learn(fresh[:n_fresh])
+            except BaseException:  # an interrupt too: no piece may stay without its count
+                self._forget()
+                raise
             self._add(later[:n_later], totals, buffer.tobytes())
         return totals
+
+    def _forget(self) -> None:
+        self._slots.fill(0)
+        self._used[:] = 0
 
     def _asked(self, pieces: list[bytes]) -> np.ndarray:
         """Return the tokenizer's counts of pieces, each as it stands within a text."""

@@ -1,23 +1,23 @@
 """UltraLLaMA: a base model is fine-tuned on Examples, in full or through LoRA, by Hugging Face's Trainer.
 
-Every number of a run stands in one frozen record, and the number of steps is computed from the data:
+Every number of a run stands in one frozen record (`recipes`), and the number of steps is computed from the data:
 
     result = finetune(examples, held_out, base="huggyllama/llama-13b", out_dir=folder, recipe=PAPER)
-    result.log    # ({"step": 0, "loss": None, "eval_loss": 1.9}, {"step": 25, "loss": 1.8, …}, …)
-
-The sample run has no LLaMA, so it makes one: `train_tokenizer`, `tiny_llama` and `pretrain` give a
-model of a million parameters that has read the sample's text and so has something to adapt.
+    result.log    # ({"step": 0, "loss": None, "eval_loss": 1.9, …}, {"step": 25, "loss": 1.8, …}, …)
 
 A run that was killed goes on from its newest complete checkpoint when it is called again with the
-same arguments; with others it stops and names the difference. A finished run is read back.
+same arguments; with others it stops and names the difference. A finished run is read back (`checkpoints`).
 
-Absent on purpose: a training loop of our own, logging services, mixing data sets, and an entry for
-several processes (the batch is divided among them already; the rest is for the day it is needed).
+Under `torchrun` every process calls `finetune` alike: the batch is divided among them, the first one writes.
+`fsdp` shares out the model too, and is refused where the Trainer would quietly not do so.
+
+Absent on purpose: a training loop of our own, and mixing data sets.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -25,99 +25,35 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
+from ultrachat import checkpoints
+from ultrachat.batching import ByLength, Pack, collate, collate_packed, keeps_apart, lengths_of, pack
 from ultrachat.chatmodels import load, load_tokenizer
 from ultrachat.errors import Stop
+from ultrachat.heldout import held_out_losses
+from ultrachat.prepared import Rows
+from ultrachat.recipes import Recipe, schedule
 from ultrachat.runs import sha256_of, write_text
-from ultrachat.sft import IGNORE_INDEX, Example, collate
+from ultrachat.sections import Example
 
 transformers_logging.disable_progress_bar()  # a bar for every checkpoint is noise in a notebook
-COMPLETE = "complete"  # the file that marks a checkpoint as whole, written last
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every number of a training run.
-
-    `batch` rows make one step, `micro_batch` of them at a time on each device; `epochs` passes over
-    the data, unless `max_steps` says how many steps. The learning rate rises linearly during the
-    first `warmup_fraction` of the steps and then falls to 0 along a cosine. `lora_rank` 0 trains all
-    weights; `load_in_4bit` keeps the frozen base in NF4 and needs LoRA. The held-out loss and a
-    checkpoint are taken `n_evaluations` times, evenly spread, the last time at the end.
-
-    Ours: one record instead of a script's arguments.
-    """
-
-    lr: float
-    epochs: float = 3.0
-    max_steps: int | None = None
-    batch: int = 512
-    micro_batch: int = 4
-    warmup_fraction: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    lora_rank: int = 0
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    lora_targets: str | tuple[str, ...] = "all-linear"
-    load_in_4bit: bool = False
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    n_evaluations: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.load_in_4bit and not self.lora_rank:
-            raise Stop("load_in_4bit: 4-bit weights cannot be trained themselves, expected lora_rank > 0")
-        for name in ("lr", "epochs", "batch", "micro_batch", "n_evaluations"):
-            if getattr(self, name) <= 0:
-                raise Stop(f"{name}: expected more than 0, got {getattr(self, name)}")
-        if self.max_steps is not None and self.max_steps <= 0:
-            raise Stop(f"max_steps: expected more than 0 or None, got {self.max_steps}")
-
-
-PAPER = Recipe(
-    lr=1e-5, epochs=3, batch=512, micro_batch=4, warmup_fraction=0.03, weight_decay=0.0, max_grad_norm=1.0,
-    bf16=True, gradient_checkpointing=True,
-)  # fmt: skip
-"""The paper's recipe for LLaMA-13B. §4.6 gives the batch of 512 on 128 GPUs (so 4 rows each) and 2,048
-tokens a row. Rate, 3 epochs, cosine with 3 % warm-up, no weight decay and the clip at 1.0 are the
-defaults of the authors' `train/train_bm.py`. Ours: bf16 for their scaled fp16, and checkpointing; and
-the schedule's length, a constant of 2,000,000 steps there, comes from the data (8,604 steps for
-1,468,352 rows), since 3 % of their constant is more than the whole run and the rate would never fall.
-"""
-
-
-def schedule(n_examples: int, recipe: Recipe) -> tuple[int, int]:
-    """Return how many steps the run takes, and how many of them warm up.
-
-    A last, smaller batch of an epoch is a step as well.
-
-    Ours: the authors' constant keeps the whole run in warm-up.
-    """
-    n_steps = recipe.max_steps or ceil(ceil(n_examples / recipe.batch) * recipe.epochs)
-    return n_steps, ceil(n_steps * recipe.warmup_fraction)
+LOGGERS = ("tensorboard", "wandb", "none")
 
 
 @dataclass(frozen=True)
@@ -125,8 +61,10 @@ class TrainingResult:
     """What came out of a run: where the model is, and what it took.
 
     `log` has a row per logged step with `step`, `loss` (training loss per learnt token, averaged
-    since the row before) and `eval_loss` (held-out loss per learnt token), None where not measured.
-    `n_tokens` counts what was read, padding left out; `seconds` is the wall time of the last call.
+    since the row before) and `eval_loss` (held-out loss per learnt token), None where not measured,
+    and the held-out loss by round and sector where there is one (`eval_round_1` …). `n_tokens` counts
+    what was read, padding left out; `seconds` is the wall time of the last call; `wrapped_in` is the class
+    that divides the work among processes, "" for one.
 
     Ours: plain numbers, to be plotted.
     """
@@ -138,110 +76,8 @@ class TrainingResult:
     n_trainable: int
     seconds: float
     resumed_from_step: int
+    wrapped_in: str
     log: tuple[dict[str, float | None], ...]
-
-
-# ---- a base model for the sample run ----------------------------------------------------------
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path | str) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer learnt from `texts`, also saved in `folder`.
-
-    It has `<s>`, `</s>` and `<pad>` and knows every byte, so no text is unknown to it; like LLaMA's
-    it puts `<s>` in front. The same texts give the same tokenizer. Raises Stop when `vocab_size`
-    cannot hold the 256 bytes and the three.
-
-    Ours: the sample run has no LLaMA tokenizer.
-    """
-    special = ["<s>", "</s>", "<pad>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocab_size < len(alphabet) + len(special):
-        raise Stop(f"vocab_size: expected at least {len(alphabet) + len(special)}, got {vocab_size}")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-    fast.save_pretrained(str(folder))
-    return fast
-
-
-def tiny_llama(
-    tokenizer: PreTrainedTokenizerBase,
-    hidden_size: int = 128,
-    n_layers: int = 2,
-    n_heads: int = 4,
-    max_position: int = 1024,
-    seed: int = 0,
-) -> LlamaForCausalLM:
-    """Return an untrained Llama of LLaMA's make, small: RoPE, RMSNorm, SwiGLU, float32.
-
-    Input and output embeddings are shared, for at this size they would be most of the parameters.
-
-    Ours: LLaMA-13B stands behind a parameter; this one trains in a minute on two cores.
-    """
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden_size, num_hidden_layers=n_layers,
-        num_attention_heads=n_heads, max_position_embeddings=max_position, tie_word_embeddings=True,
-        intermediate_size=64 * round(hidden_size / 24),  # 8/3 as in LLaMA, in steps that 4-bit kernels take
-        initializer_range=0.06,  # LLaMA's 0.02 is for widths of thousands: here it learns far slower
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    set_seed(seed)
-    return LlamaForCausalLM(config)
-
-
-def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, block_tokens: int) -> list[Example]:
-    """Return plain texts as rows of `block_tokens` with every token learnt, for pre-training.
-
-    Each text stands between `<s>` and `</s>`, they follow one another, and rows are cut wherever they
-    are full; the last row may be shorter. Raises Stop when there is no text.
-
-    Ours: what a base model is pre-trained on.
-    """
-    texts = list(texts)
-    if not texts:
-        raise Stop("texts: none to train on")
-    rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    framed = ([tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows)
-    stream = np.fromiter(chain.from_iterable(framed), dtype=np.int32)
-    return [
-        Example(block, block.copy())
-        for block in (stream[i : i + block_tokens] for i in range(0, len(stream), block_tokens))
-        if len(block) > 1  # a single token predicts nothing
-    ]
-
-
-def pretrain(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    held_out_texts: Sequence[str],
-    out_dir: Path | str,
-    recipe: Recipe,
-    block_tokens: int = 256,
-) -> TrainingResult:
-    """Train a model on plain text, save it with its tokenizer in `out_dir` as a base, return the result.
-
-    The model given is trained in place; of a run that is only read back it stays as it was, so load
-    the base from `out_dir`. Raises Stop as `finetune` does. Held-out texts must not be among `texts`.
-
-    Ours: stands in for LLaMA's pre-training.
-    """
-    examples = pack(texts, tokenizer, block_tokens)
-    held_out = pack(held_out_texts, tokenizer, block_tokens)
-    start = _hash(weight.detach().cpu().numpy().tobytes() for weight in model.parameters())
-    return _train(lambda: model, tokenizer, examples, held_out, Path(out_dir), recipe, base=start)
-
-
-# ---- fine-tuning ------------------------------------------------------------------------------
 
 
 def finetune(
@@ -250,20 +86,23 @@ def finetune(
     base: Path | str,
     out_dir: Path | str,
     recipe: Recipe,
+    report_to: str = "tensorboard",
 ) -> TrainingResult:
     """Fine-tune `base` (folder or hub id) on the Examples, save the model in `out_dir`, return the result.
 
     The rows must have been encoded with the base's own tokenizer, which is saved along. With LoRA
-    the folder holds the adapter only; `chatmodels.load` opens either. Raises Stop when the base
-    cannot be loaded, there is nothing to learn, a token is not in its vocabulary, or `out_dir` holds
-    an unfinished run with another recipe, base or data.
+    the folder holds the adapter only; `chatmodels.load` opens either. `report_to` is "tensorboard"
+    (in `out_dir`), "wandb" or "none". Raises Stop when the base cannot be loaded, there is nothing to
+    learn, a token is not in its vocabulary, or `out_dir` holds an unfinished run with another recipe,
+    base or data.
 
     Paper: §4.6.
     """
     base = str(base)
     tokenizer = load_tokenizer(base)
-    return _train(
-        partial(_prepare, base, recipe), tokenizer, examples, held_out, Path(out_dir), recipe, _content(base)
+    make_model = partial(_prepare, base, recipe)
+    return train(
+        make_model, tokenizer, examples, held_out, Path(out_dir), recipe, content_of(base), report_to
     )
 
 
@@ -271,7 +110,13 @@ def _prepare(base: str, recipe: Recipe) -> PreTrainedModel:
     """Load the base, and for LoRA freeze it and put trainable low-rank matrices beside its weights."""
     # all weights are trained in float32 (bf16 only computes); a frozen base may be kept in bf16
     dtype = "bfloat16" if recipe.bf16 and recipe.lora_rank else "float32"
-    model, _ = load(base, dtype=dtype, load_in_4bit=recipe.load_in_4bit)
+    model, _ = load(
+        base,
+        dtype=dtype,
+        load_in_4bit=recipe.load_in_4bit,
+        device=_device(recipe),
+        attention=recipe.attention,
+    )
     model.config.use_cache = False
     if not recipe.lora_rank:
         return model
@@ -289,41 +134,47 @@ def _prepare(base: str, recipe: Recipe) -> PreTrainedModel:
     return get_peft_model(model, lora)
 
 
+def _device(recipe: Recipe) -> str:
+    """Where this process's model is loaded: its own GPU, or main memory if no GPU can hold it whole."""
+    if recipe.fsdp or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+
+
 class _Trainer(Trainer):
-    """Trainer with a held-out loss that weighs every learnt token alike (its own averages batch means)."""
+    """Trainer with our held-out loss, a count of the tokens read, and rows grouped by length if asked."""
+
+    def __init__(self, lengths: Sequence[int] | None, pad_id: int, **kwargs: Any) -> None:
+        self._lengths, self._pad_id = lengths, pad_id
+        super().__init__(**kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        pad_id, size = self.data_collator.keywords["pad_id"], self.args.per_device_train_batch_size
+        size = self.args.per_device_train_batch_size
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-            metrics = {"eval_loss": held_out_loss(self.model, self.eval_dataset, pad_id, size)}
+            losses = held_out_losses(self.model, self.eval_dataset, self._pad_id, size)
+        metrics = {f"eval_{name}": value for name, value in losses.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        # the Trainer's own count takes the padding of a packed row for tokens
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(inputs.pop("n_tokens")).sum())
+        return super().training_step(model, inputs, *args, **kwargs)
 
-def held_out_loss(
-    model: torch.nn.Module, examples: Sequence[Example], pad_id: int, batch_size: int = 8
-) -> float:
-    """Return the mean cross-entropy per learnt token over all Examples, in nats; NaN without any.
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            return super()._run_epoch(*args, **kwargs)
+        # going on from the last step within an epoch, the Trainer would take one step more before it stops
+        self.control.should_training_stop = True
 
-    Paper: §4.6 ("standard cross-entropy loss"); on held-out dialogues it is ours.
-    """
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    for module in model.modules():
-        if was_training and type(module).__name__ == "Linear4bit":
-            # on a CPU bitsandbytes would pack the weights of a layer in eval mode into a form for
-            # inference only, and the rest of the training would have no gradients, without a word
-            module.training = True
-    total, n_learnt = 0.0, 0
-    with torch.no_grad():
-        for start in range(0, len(examples), batch_size):
-            batch = collate(examples[start : start + batch_size], pad_id)
-            n = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-            total += n * model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss.item()
-            n_learnt += n
-    model.train(was_training)
-    return total / n_learnt if n_learnt else float("nan")
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        if self._lengths is None:
+            return super()._get_train_sampler(*args, **kwargs)
+        rows_a_step = (
+            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        )
+        return ByLength(self._lengths, rows_a_step, self.args.seed)
 
 
 class _Milestones(TrainerCallback):
@@ -344,16 +195,15 @@ class _Milestones(TrainerCallback):
         print(line + (f", training loss {losses[-1]:.3f}" if losses else ""), flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (newest / COMPLETE).touch()
-        for older in set(newest.parent.glob("checkpoint-*")) - {newest}:
-            shutil.rmtree(older)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process writes a part of it
+        if state.is_world_process_zero:
+            checkpoints.mark(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
-def _arguments(folder: Path, recipe: Recipe, n_examples: int) -> TrainingArguments:
-    n_steps, n_warmup = schedule(n_examples, recipe)
+def _arguments(folder: Path, recipe: Recipe, n_rows: int, report_to: str) -> TrainingArguments:
+    check_machine(recipe, report_to)
+    n_steps, n_warmup = schedule(n_rows, recipe)
     # torchrun says how many processes there are; a single one would use all GPUs it sees
     n_devices = int(os.environ.get("WORLD_SIZE") or torch.cuda.device_count() or 1)
     micro_batch = min(recipe.micro_batch, recipe.batch)
@@ -361,6 +211,9 @@ def _arguments(folder: Path, recipe: Recipe, n_examples: int) -> TrainingArgumen
         raise Stop(
             f"batch: {recipe.batch} is not a multiple of micro_batch {micro_batch} x {n_devices} devices"
         )
+    # FSDP checkpoints by itself, which gathers a layer's weights once less; it also gives the layers other
+    # names, and of a LoRA adapter peft would then save no weight at all
+    by_fsdp = recipe.fsdp and not recipe.lora_rank
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=n_steps,
@@ -373,23 +226,51 @@ def _arguments(folder: Path, recipe: Recipe, n_examples: int) -> TrainingArgumen
         max_grad_norm=recipe.max_grad_norm,
         bf16=recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
-        activation_checkpointing=recipe.gradient_checkpointing,
+        activation_checkpointing=recipe.gradient_checkpointing and not by_fsdp,
+        fsdp=recipe.fsdp,
+        fsdp_config={
+            "version": 2,
+            "activation_checkpointing": recipe.gradient_checkpointing and by_fsdp,
+            # every process writes its own part; the default gathers all of it, twice, in the first one's memory
+            "state_dict_type": "SHARDED_STATE_DICT",
+        }
+        if recipe.fsdp
+        else None,
+        use_liger_kernel=recipe.liger,
+        torch_compile=recipe.compile,
         seed=recipe.seed,
         logging_steps=max(1, n_steps // 40),
         save_strategy="no",  # _Milestones decides
         eval_on_start=True,
-        include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
-        report_to=[],
+        report_to=["wandb"] if report_to == "wandb" else [],  # TensorBoard is given its folder below
     )
+
+
+def check_machine(recipe: Recipe, report_to: str) -> None:
+    """Raise Stop where the recipe needs what this machine or installation has not.
+
+    Ours: said before hours of preparing.
+    """
+    if report_to not in LOGGERS:
+        raise Stop(f"report_to: expected one of {', '.join(LOGGERS)}, got {report_to!r}")
+    for package, wanted, name in (
+        ("wandb", report_to == "wandb", "report_to"), ("tensorboard", report_to == "tensorboard", "report_to"),
+        ("liger_kernel", recipe.liger, "liger"),
+    ):  # fmt: skip
+        if wanted and importlib.util.find_spec(package) is None:
+            raise Stop(f"{name}: needs the package {package.replace('_', '-')}, which is not installed")
+    if recipe.fsdp and not (torch.cuda.is_available() and os.environ.get("WORLD_SIZE")):
+        # on a CPU the Trainer wraps in DDP instead, and says nothing
+        raise Stop("fsdp: needs GPUs and torchrun; expected false here")
 
 
 # ---- one run in one folder --------------------------------------------------------------------
 
 
-def _train(
+def train(
     make_model: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
@@ -397,18 +278,35 @@ def _train(
     folder: Path,
     recipe: Recipe,
     base: str,
+    report_to: str = "tensorboard",
 ) -> TrainingResult:
-    """Train, save and return the result; go on where an earlier call was cut off."""
+    """Train the model that `make_model` returns, save it and return the result; go on where a call was cut off.
+
+    `base` names what the model was made of. Raises Stop as `finetune` does.
+
+    Ours: what pre-training the tiny base and fine-tuning have in common.
+    """
     _check(examples, len(tokenizer))
-    arguments = _arguments(folder, recipe, len(examples))
+    rows = pack(examples, recipe.pack_tokens) if recipe.batching == "packed" else examples
+    arguments = _arguments(folder, recipe, len(rows), report_to)
     identity = asdict(recipe) | {"base": base, "examples": _digest(examples), "held_out": _digest(held_out)}
     identity = json.loads(json.dumps(identity))  # as it is read back
-    if (finished := _finished(folder, identity)) is not None:
-        return finished
-    checkpoint = _begin(folder, identity)
+    if (kept := checkpoints.finished(folder, identity)) is not None:
+        if arguments.process_index == 0:  # a kill may have come before they were deleted
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return TrainingResult(**kept | {"folder": str(folder), "log": tuple(kept["log"])})
+    with arguments.main_process_first(local=False):  # the others find the folder ready
+        if arguments.process_index == 0:
+            _begin(folder, identity)
+    checkpoint, _ = checkpoints.newest_complete(folder)
     began = time.monotonic()
     set_seed(recipe.seed)
-    trainer = _make_trainer(make_model(), tokenizer, examples, held_out, arguments, recipe.n_evaluations)
+    loggers = []
+    if report_to == "tensorboard" and arguments.process_index == 0:
+        from torch.utils.tensorboard import SummaryWriter
+
+        loggers = [TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))]
+    trainer = _make_trainer(make_model(), tokenizer, rows, held_out, arguments, recipe, loggers)
     n_trainable, n_parameters = _count_parameters(trainer.model)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     result = TrainingResult(
@@ -418,42 +316,101 @@ def _train(
         n_parameters=n_parameters,
         n_trainable=n_trainable,
         seconds=time.monotonic() - began,
-        resumed_from_step=int(checkpoint.name.split("-")[1]) if checkpoint else 0,
+        resumed_from_step=checkpoints.step_of(checkpoint) if checkpoint else 0,
+        wrapped_in=_wrapper(trainer),
         log=_log(trainer.state.log_history),
     )
-    trainer.model.config.use_cache = True
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
-    write_text(folder / "result.json", json.dumps(asdict(result), indent=1))  # last: all of it is there
-    shutil.rmtree(folder / "checkpoints")
+    _save(trainer, tokenizer, folder)
+    if arguments.process_index == 0:
+        write_text(folder / "result.json", json.dumps(asdict(result), indent=1))  # last: all of it is there
+        shutil.rmtree(folder / "checkpoints")
+    trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _begin(folder: Path, identity: dict[str, Any]) -> None:
+    """Make the folder ready, and say which checkpoints were cut short."""
+    checkpoint, cut_short = checkpoints.newest_complete(folder)
+    checkpoints.begin(folder, identity)
+    if cut_short:
+        where = f"goes on from {checkpoint.name}" if checkpoint else "starts anew"
+        print(f"{folder}: {', '.join(c.name for c in cut_short)} was cut short; training {where}", flush=True)
+    for one in cut_short:  # written once more, it must not have a mark before it is whole
+        shutil.rmtree(one, ignore_errors=True)
+
+
+def _wrapper(trainer: Trainer) -> str:
+    """Return the class that divides the work among processes; FSDP2 makes the model itself of another class."""
+    wrapped = trainer.model_wrapped
+    is_wrapped = wrapped is not trainer.model or trainer.is_fsdp_enabled
+    return type(wrapped).__name__ if is_wrapped else ""
+
+
+def _save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the model and its tokenizer, gathered from all processes, by the first of them."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.config.use_cache = True
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    if trainer.is_world_process_zero():
+        model.save_pretrained(str(folder), state_dict=state)
+        tokenizer.save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)  # peft's says nothing; `modelcard` writes one
 
 
 def _make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    rows: Sequence[Example] | Sequence[Pack],
     held_out: Sequence[Example],
     arguments: TrainingArguments,
-    n_evaluations: int,
+    recipe: Recipe,
+    loggers: Sequence[TrainerCallback],
 ) -> Trainer:
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    collator = partial(_padded, pad_id=pad_id)
+    if recipe.batching == "packed":
+        flat = "flash" in recipe.attention  # its kernels heed row lengths, and positions only in one long row
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
+            # flash kernels do not run where FSDP's model is loaded; they are told the rows' lengths
+            apart = (flat and model.device.type == "cpu") or keeps_apart(model, flat)
+        if not apart:
+            raise Stop(
+                f"batching: packed rows would read one another in {type(model).__name__} with attention "
+                f"{recipe.attention!r}, expected 'grouped' or 'padded'"
+            )
+        collator = partial(_packed, pad_id=pad_id, flat=flat)
     trainer = _Trainer(
+        lengths=lengths_of(rows) if recipe.batching == "grouped" else None,
+        pad_id=pad_id,
         model=model,
         args=arguments,
-        train_dataset=list(examples),
-        eval_dataset=list(held_out),
-        data_collator=partial(collate, pad_id=pad_id),
-        callbacks=[_Milestones(arguments.max_steps, n_evaluations)],
+        train_dataset=rows,
+        eval_dataset=held_out,
+        data_collator=collator,
+        callbacks=[_Milestones(arguments.max_steps, recipe.n_evaluations), *loggers],
     )
     trainer.remove_callback(PrinterCallback)  # _Milestones says less, and the same on every machine
     return trainer
 
 
+def _padded(rows: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
+    return collate(rows, pad_id) | {"n_tokens": torch.tensor([sum(row.n_tokens for row in rows)])}
+
+
+def _packed(rows: Sequence[Pack], pad_id: int, flat: bool) -> dict[str, torch.Tensor]:
+    return collate_packed(rows, pad_id, flat) | {
+        "n_tokens": torch.tensor([sum(row.n_tokens for row in rows)])
+    }
+
+
 def _check(examples: Sequence[Example], vocab_size: int) -> None:
-    if not any(example.n_learnt_tokens for example in examples):
+    if isinstance(examples, Rows):
+        learns, largest = examples.report.n_learnt_tokens > 0, examples.largest_id
+    else:
+        learns = any(example.n_learnt_tokens for example in examples)
+        largest = max((int(example.input_ids.max()) for example in examples), default=-1)
+    if not learns:
         raise Stop("examples: no token to learn in any of them")
-    largest = max(int(example.input_ids.max()) for example in examples)
     if largest >= vocab_size:
         raise Stop(
             f"examples: token id {largest} is outside the base's vocabulary of {vocab_size}; was its tokenizer used?"
@@ -461,51 +418,33 @@ def _check(examples: Sequence[Example], vocab_size: int) -> None:
 
 
 def _digest(examples: Sequence[Example]) -> str:
-    return _hash(array.tobytes() for example in examples for array in (example.input_ids, example.labels))
+    if isinstance(examples, Rows):
+        return examples.digest
+    return content_hash(
+        part
+        for e in examples
+        for part in (e.input_ids.tobytes(), e.labels.tobytes(), f"{e.first_round} {e.sector}".encode())
+    )
 
 
-def _hash(parts: Iterable[bytes]) -> str:
+def content_hash(parts: Iterable[bytes]) -> str:
+    """Return the first 16 hex digits of the sha256 of all parts.
+
+    Ours: names a run's data and weights.
+    """
     hasher = hashlib.sha256()
     for part in parts:
         hasher.update(part)
     return hasher.hexdigest()[:16]
 
 
-def _content(base: str) -> str:
-    """Name a base by what is in it: a local folder also by its weights, a hub id by itself."""
+def content_of(base: str) -> str:
+    """Return the name of a base by what is in it: a local folder also by its weights, a hub id by itself.
+
+    Ours: a folder's weights can change under its name.
+    """
     weights = sorted(Path(base).glob("*.safetensors"))
-    return f"{base} ({_hash(sha256_of(path).encode() for path in weights)})" if weights else base
-
-
-def _finished(folder: Path, identity: dict[str, Any]) -> TrainingResult | None:
-    """Return the result of an earlier call with the same arguments that came to its end."""
-    if not (folder / "result.json").exists() or _read(folder / "run.json") != identity:
-        return None
-    kept = _read(folder / "result.json")
-    return TrainingResult(**kept | {"folder": str(folder), "log": tuple(kept["log"])})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _begin(folder: Path, identity: dict[str, Any]) -> Path | None:
-    """Return the newest complete checkpoint to go on from, or None and a folder ready for a new run."""
-    complete = [path.parent for path in folder.glob(f"checkpoints/checkpoint-*/{COMPLETE}")]
-    if complete:
-        before = _read(folder / "run.json")
-        for name, value in identity.items():
-            if before.get(name) != value:
-                raise Stop(
-                    f"{folder}: holds an unfinished run with {name} {before.get(name)!r}, now {value!r}; "
-                    "call it as before, or delete the folder"
-                )
-        return max(complete, key=lambda path: int(path.name.split("-")[1]))
-    if folder.exists() and any(folder.iterdir()) and not (folder / "run.json").exists():
-        raise Stop(f"out_dir: {folder} holds other files, expected an empty or new folder")
-    shutil.rmtree(folder, ignore_errors=True)  # an older run's adapter must not stay beside new weights
-    write_text(folder / "run.json", json.dumps(identity, indent=1))
-    return None
+    return f"{base} ({content_hash(sha256_of(path).encode() for path in weights)})" if weights else base
 
 
 def _count_parameters(model: PreTrainedModel) -> tuple[int, int]:
@@ -519,8 +458,10 @@ def _log(history: Iterable[dict[str, Any]]) -> tuple[dict[str, float | None], ..
     """Merge the Trainer's history into one row per step; its last entry, a summary, has neither loss."""
     rows: dict[int, dict[str, float | None]] = {}
     for entry in history:
-        for name in ("loss", "eval_loss"):
-            if name in entry:
-                row = rows.setdefault(entry["step"], {"step": entry["step"], "loss": None, "eval_loss": None})
-                row[name] = float(entry[name])
+        found = {
+            name: float(value) for name, value in entry.items() if name == "loss" or name.startswith("eval_")
+        }
+        if found:
+            row = rows.setdefault(entry["step"], {"step": entry["step"], "loss": None, "eval_loss": None})
+            row.update(found)
     return tuple(rows[step] for step in sorted(rows))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +26,11 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
 from ultrachat import sft
+from ultrachat.batching import collate
 from ultrachat.chatmodels import max_context_tokens
 from ultrachat.errors import Stop
 from ultrachat.records import NonEmpty, Record, first_problem
+from ultrachat.sections import IGNORE_INDEX, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -156,10 +157,10 @@ def continuation_logprobs(
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             examples = [_scored(*rows[i]) for i in batch]
-            tensors = {k: v.to(model.device) for k, v in sft.collate(examples, pad_id=0).items()}
+            tensors = {k: v.to(model.device) for k, v in collate(examples, pad_id=0).items()}
             labels = tensors.pop("labels")[:, 1:]
             logits = model(**tensors).logits[:, :-1]  # position i predicts token i + 1
-            scored = labels != sft.IGNORE_INDEX
+            scored = labels != IGNORE_INDEX
             token_sums = torch.zeros(labels.shape, dtype=torch.float64, device=model.device)
             chosen = torch.log_softmax(logits[scored].float(), dim=-1)
             token_sums[scored] = chosen.gather(1, labels[scored][:, None])[:, 0].double()
@@ -167,10 +168,10 @@ def continuation_logprobs(
     return sums
 
 
-def _scored(prompt: Sequence[int], continuation: Sequence[int]) -> sft.Example:
+def _scored(prompt: Sequence[int], continuation: Sequence[int]) -> Example:
     """A row whose labels are the continuation: the log-probability is the loss, before averaging."""
-    labels = [sft.IGNORE_INDEX] * len(prompt) + list(continuation)
-    return sft.Example(np.array([*prompt, *continuation], np.int32), np.array(labels, np.int32))
+    labels = [IGNORE_INDEX] * len(prompt) + list(continuation)
+    return Example(np.array([*prompt, *continuation], np.int32), np.array(labels, np.int32))
 
 
 # ---- Table 8 ----------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def judge_candidates(
 
     Paper: §5.4, each candidate is asked for; the words of the question and the log-probabilities are ours.
     """
-    ask = ask or partial(sft.encode_prompt, tokenizer=tokenizer)
+    ask = ask or sft.Encoder(tokenizer).prompt
     candidates = [(item, answer, is_true) for item in items for answer, is_true in item.candidates.items()]
     words = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in options]
     prompts = [
