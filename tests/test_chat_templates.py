@@ -335,7 +335,7 @@ def test_the_rows_of_the_training_code_are_these(backend, template):
     made = assemble(
         rows,
         TokenIds(chat_templates.text_tokenizer(tokenizer)).many_flat,
-        lambda text, at: chat_templates.border(tokenizer, text, at),
+        lambda texts, at: chat_templates.borders(tokenizer, texts, at),
     )
     expected = [encode_sections(tokenizer, row) for row in rows]
     assert [(e.input_ids.tolist(), e.labels.tolist()) for e in made] == expected

@@ -27,7 +27,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
-from ultrachat import tiny, training
+from ultrachat import tiny, trainer, training
 from ultrachat.__main__ import main
 from ultrachat.batching import collate_packed, pack
 from ultrachat.chatmodels import load
@@ -293,12 +293,12 @@ def test_the_trainers_fsdp_arguments(home, monkeypatch, checkpointing, lora_rank
         lr=1e-5, batch=8, micro_batch=2, fsdp=True, gradient_checkpointing=checkpointing, lora_rank=lora_rank
     )
     seen = {}
-    monkeypatch.setattr(training.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(training, "TrainingArguments", lambda **given: seen.update(given))
+    monkeypatch.setattr(trainer.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(trainer, "TrainingArguments", lambda **given: seen.update(given))
     with pytest.raises(Stop, match="fsdp: needs GPUs and torchrun"):
-        training._arguments(home / "x", recipe, 100, "none")
+        trainer.arguments_of(home / "x", recipe, 100, "none")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    training._arguments(home / "x", recipe, 100, "none")
+    trainer.arguments_of(home / "x", recipe, 100, "none")
     assert seen["per_device_train_batch_size"] == 2 and seen["gradient_accumulation_steps"] == 1
     assert seen["use_cpu"] is False
     monkeypatch.undo()  # what is left is read where there is no GPU
@@ -354,6 +354,6 @@ def _train_shared_out(configs: Sequence[str], killed: str | None) -> int:
             os._exit(9)
 
     AcceleratorState.__init__ = begin
-    training.check_machine = lambda *args: None
+    trainer.check_machine = lambda *args: None
     training.checkpoints.mark = mark
     return _train_each(configs)

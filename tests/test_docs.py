@@ -112,6 +112,7 @@ def test_modules_that_know_torch_are_few():
     assert knows <= {
         "batching",
         "heldout",
+        "trainer",
         "training",
         "tiny",
         "chatmodels",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import MptConfig, MptForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from ultrachat import tiny, training
+from ultrachat import tiny, trainer, training
 from ultrachat.batching import collate, collate_packed, pack
 from ultrachat.chatmodels import generate, load
 from ultrachat.errors import Stop
@@ -273,7 +273,7 @@ def test_a_killed_run_goes_on_from_the_newest_complete_checkpoint(
 ):
     recipe = replace(RECIPE, max_steps=8, n_evaluations=4, lora_rank=lora_rank)
     whole = finetune(*data, base, tmp_path / "whole", recipe)
-    mark = training._Milestones.on_save
+    mark = trainer.Milestones.on_save
 
     def killed_at_step_4(self, args, state, control, **kwargs):
         if state.global_step < 4:
@@ -282,7 +282,7 @@ def test_a_killed_run_goes_on_from_the_newest_complete_checkpoint(
             mark(self, args, state, control, **kwargs)
         raise Killed  # torn: everything is written but the mark
 
-    monkeypatch.setattr(training._Milestones, "on_save", killed_at_step_4)
+    monkeypatch.setattr(trainer.Milestones, "on_save", killed_at_step_4)
     with pytest.raises(Killed):
         finetune(*data, base, tmp_path / "run", recipe)
     monkeypatch.undo()
@@ -310,7 +310,7 @@ def test_an_unfinished_run_is_not_mixed_with_another(base, data, tmp_path, monke
 
 def test_a_finished_run_is_read_back_unless_something_changed(base, data, tmp_path, monkeypatch):
     first = finetune(*data, base, tmp_path / "run", RECIPE)
-    monkeypatch.setattr(training, "_prepare", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "prepare_model", lambda *args: pytest.fail("trained again"))
     assert finetune(*data, base, tmp_path / "run", RECIPE) == first
     monkeypatch.undo()
     changed = finetune(*data, base, tmp_path / "run", replace(RECIPE, max_steps=2))
@@ -391,13 +391,13 @@ def test_a_model_that_cannot_keep_packed_rows_apart_is_one_line(base, varied, tm
 @pytest.mark.parametrize("batching", ["padded", "grouped", "packed"])
 def test_every_row_once_an_epoch_and_every_token_counted(base, varied, tmp_path, monkeypatch, batching):
     name = "_packed" if batching == "packed" else "_padded"
-    collator, seen = getattr(training, name), []
+    collator, seen = getattr(trainer, name), []
 
     def recorded(rows, **options):
         seen.append([part for row in rows for part in getattr(row, "examples", [row])])
         return collator(rows, **options)
 
-    monkeypatch.setattr(training, name, recorded)
+    monkeypatch.setattr(trainer, name, recorded)
     recipe = replace(
         RECIPE,
         max_steps=None,
@@ -435,14 +435,14 @@ def test_a_killed_run_goes_on_within_its_epoch(base, varied, tmp_path, monkeypat
     stops = [row["step"] for row in whole.log if row["eval_loss"] is not None][1:]
     steps_an_epoch = whole.n_steps // 3
     assert stops[1] % steps_an_epoch and stops[1] > steps_an_epoch  # within the second
-    mark = training._Milestones.on_save
+    mark = trainer.Milestones.on_save
 
     def killed(self, args, state, control, **kwargs):
         mark(self, args, state, control, **kwargs)
         if state.global_step == stops[1]:
             raise Killed
 
-    monkeypatch.setattr(training._Milestones, "on_save", killed)
+    monkeypatch.setattr(trainer.Milestones, "on_save", killed)
     with pytest.raises(Killed):
         finetune(varied, varied[:4], base, tmp_path / "run", recipe, "none")
     monkeypatch.undo()

@@ -310,7 +310,7 @@ def test_a_run_from_end_to_end_and_again(job, tmp_path, capsys, monkeypatch):
     assert "9 dialogues" in card  # what was trained on, without the held-out ones
 
     times = {path: path.stat().st_mtime_ns for path in Path(job.out).rglob("*") if path.name != "README.md"}
-    monkeypatch.setattr(training, "_prepare", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "prepare_model", lambda *args: pytest.fail("trained again"))
     assert run(job) == folder
     again = {path: path.stat().st_mtime_ns for path in Path(job.out).rglob("*") if path.name != "README.md"}
     assert {p: t for p, t in again.items() if p.is_file()} == {p: t for p, t in times.items() if p.is_file()}

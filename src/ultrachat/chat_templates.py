@@ -115,14 +115,15 @@ def encode_sections(
     return ids, labels
 
 
-def border(tokenizer: PreTrainedTokenizerBase, text: str, character: int) -> int:
-    """Return the first token of a section's text whose last character is `character` or a later one.
+def borders(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], characters: Sequence[int]) -> list[int]:
+    """Return for each section's text the first token whose last character is the given one or a later one.
 
     Without such a token, as when nothing is learnt of an empty message, that is the number of tokens.
 
     Ours: a token that reaches into a message from before it is written whole when the model answers.
     """
-    return _border(_encoded(tokenizer, [text])["offset_mapping"][0], character)
+    offsets = _encoded(tokenizer, list(texts))["offset_mapping"]
+    return [_border(found, at) for found, at in zip(offsets, characters, strict=True)]
 
 
 def _border(offsets: Sequence[tuple[int, int]], character: int) -> int:

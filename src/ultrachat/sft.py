@@ -25,13 +25,14 @@ Absent on purpose: the limit of 2,048 tokens (`splitting`), batches (`batching`)
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from ultrachat import chat_templates
 from ultrachat.errors import Stop
 from ultrachat.records import Dialogue
-from ultrachat.sections import IGNORE_INDEX, Example, Section, assemble
+from ultrachat.sections import IGNORE_INDEX, Example, Remembered, Section, assemble
 from ultrachat.text_only import text_only
 from ultrachat.token_ids import TokenIds
 
@@ -50,15 +51,13 @@ Rounds = Sequence[tuple[str, str]]
 Messages = Sequence[tuple[str, str]]
 
 
-def ultrallama_sections(messages: Messages, tokenizer: PreTrainedTokenizerBase, learn: Role) -> list[Section]:
-    """Return (role, text) messages in UltraLLaMA's format. Raises Stop when the tokenizer has no eos_token.
+def ultrallama_sections(messages: Messages, bos_id: int | None, eos_id: int, learn: Role) -> list[Section]:
+    """Return (role, text) messages in UltraLLaMA's format, with the ids of `<s>` (None for no such) and `</s>`.
 
     Paper: §4.6; the format is that of the authors' `train/ultrachat_dataset.py`.
     """
-    if tokenizer.eos_token_id is None:
-        raise Stop("tokenizer: has no eos_token, expected one to close every message")
-    end = (tokenizer.eos_token_id,)
-    found = [] if tokenizer.bos_token_id is None else [Section("", marks=(tokenizer.bos_token_id,))]
+    end = (eos_id,)
+    found = [] if bos_id is None else [Section("", marks=(bos_id,))]
     for position, (role, text) in enumerate(messages):
         tag = "\n" + TAGS[role] if position else TAGS[role]
         if role == learn:
@@ -92,6 +91,10 @@ class Encoder:
         self.tokenizer, self.format, self.learn, self.system = tokenizer, format, learn, system
         plain = chat_templates.text_tokenizer if format == "template" else text_only
         self._tokens = TokenIds(plain(tokenizer)).many_flat
+        # looked up once: a tokenizer takes ten times as long to say as a message takes
+        self._marks = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        if format == "ultrallama" and tokenizer.eos_token_id is None:
+            raise Stop("tokenizer: has no eos_token, expected one to close every message")
         self.sections([("", "")])  # a tokenizer that lacks something is found before any work
 
     def sections(self, rounds: Rounds, n_context: int = 0) -> list[Section]:
@@ -114,22 +117,21 @@ class Encoder:
             if prompt:
                 return chat_templates.prompt_sections(self.tokenizer, messages)
             return chat_templates.sections(self.tokenizer, messages, self.learn)
-        return ultrallama_sections(messages, self.tokenizer, self.learn)
+        return ultrallama_sections(messages, *self._marks, self.learn)
 
-    def assemble(self, rows: Sequence[Sequence[Section]]) -> list[Example]:
-        """Return an Example for each list of sections.
+    def assemble(self, rows: Sequence[Sequence[Section]], tokens: Remembered | None = None) -> list[Example]:
+        """Return an Example for each list of sections; `tokens` are those of `remembered`, if there are.
 
         Ours: many at once are several times as fast as one by one.
         """
-        return assemble(rows, self._tokens, lambda text, at: chat_templates.border(self.tokenizer, text, at))
+        return assemble(rows, tokens or self._tokens, partial(chat_templates.borders, self.tokenizer))
 
-    def n_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens each text has as a section without marks.
+    def remembered(self) -> Remembered:
+        """Return what keeps the ids of sections' texts, to be given to `assemble` again and again.
 
         Ours: splitting tries lengths before it makes a row.
         """
-        starts = self._tokens(texts)[1]
-        return (starts[1:] - starts[:-1]).tolist()
+        return Remembered(self._tokens)
 
     def encode_all(self, dialogues: Iterable[Dialogue]) -> list[Example]:
         """Return each whole dialogue as one Example, however long.

@@ -14,13 +14,13 @@ Absent on purpose: the formats (`sft`), and cutting within a message that would 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 
 from ultrachat.errors import Stop
 from ultrachat.records import Dialogue
-from ultrachat.sections import Example
+from ultrachat.sections import Example, Remembered
 from ultrachat.sft import Encoder, Rounds
 
 MAX_TOKENS = 2048  # Paper: §4.6
@@ -111,12 +111,15 @@ def split_each(
     _check_room(encoder, max_tokens)
     dialogues = iter(dialogues)
     while chunk := list(islice(dialogues, AT_ONCE)):
-        for dialogue, whole in zip(chunk, encoder.encode_all(chunk), strict=True):
-            whole = replace(whole, sector=dialogue.sector)
+        tokens = encoder.remembered()
+        wholes = encoder.assemble([encoder.sections(dialogue.rounds) for dialogue in chunk], tokens)
+        long = [d for d, whole in zip(chunk, wholes, strict=True) if whole.n_tokens > max_tokens]
+        parts = _split(long, encoder, tokens, max_tokens)
+        for dialogue, whole in zip(chunk, wholes, strict=True):
             if whole.n_tokens > max_tokens:
-                yield _split(dialogue, encoder, max_tokens)
+                yield next(parts)
             else:  # the usual case
-                yield [whole], SplitReport(
+                yield [replace(whole, sector=dialogue.sector)], SplitReport(
                     n_dialogues=1, n_rounds=len(dialogue.rounds), n_rows=1, n_tokens=whole.n_tokens,
                     n_learnt_tokens=whole.n_learnt_tokens,
                 )  # fmt: skip
@@ -124,39 +127,45 @@ def split_each(
 
 def _check_room(encoder: Encoder, max_tokens: int) -> None:
     """Raise Stop unless a row has room for more than the format's own tokens."""
-    n_front = _Lengths([("", "")], encoder)(0, 1)
+    n_front = encoder.assemble([encoder.sections([("", "")])])[0].n_tokens
     if n_front >= max_tokens:
         raise Stop(f"max_tokens: {max_tokens} leaves no room after the {n_front} tokens of an empty round")
 
 
-def _split(dialogue: Dialogue, encoder: Encoder, max_tokens: int) -> tuple[list[Example], SplitReport]:
-    rounds = dialogue.rounds
-    length = _Lengths(rounds, encoder)
-    plan = _plan(length, len(rounds), max_tokens)
-    rows = encoder.assemble(
-        [encoder.sections(rounds[begin:end], start - begin) for begin, start, end in plan]
-    )
-    examples, report = [], SplitReport(n_dialogues=1, n_rounds=len(rounds))
-    for row, (begin, start, end) in zip(rows, plan, strict=True):
-        kept = Example(row.input_ids[:max_tokens], row.labels[:max_tokens], start, dialogue.sector)
-        report += _count(row, kept, row.n_tokens - length(start, end) if begin < start else 0)
-        if kept.n_learnt_tokens:  # the loss of a row without labels is 0 / 0
-            examples.append(kept)
-    return examples, report
+def _split(
+    dialogues: Sequence[Dialogue], encoder: Encoder, tokens: Remembered, max_tokens: int
+) -> Iterator[tuple[list[Example], SplitReport]]:
+    """Yield the rows and the report of each dialogue, all of them longer than `max_tokens`."""
+    # a round may read otherwise at the front of a row: all of these in one call
+    tokens.ask(s.text for d in dialogues for r in d.rounds for s in encoder.sections([r]))
+    lengths = [_Lengths(dialogue.rounds, encoder, tokens) for dialogue in dialogues]
+    plans = [_plan(length, len(d.rounds), max_tokens) for d, length in zip(dialogues, lengths, strict=True)]
+    sections = [
+        encoder.sections(dialogue.rounds[begin:end], start - begin)
+        for dialogue, plan in zip(dialogues, plans, strict=True)
+        for begin, start, end in plan
+    ]
+    rows = iter(encoder.assemble(sections, tokens))
+    for dialogue, plan, length in zip(dialogues, plans, lengths, strict=True):
+        examples, report = [], SplitReport(n_dialogues=1, n_rounds=len(dialogue.rounds))
+        for row, (begin, start, end) in zip(islice(rows, len(plan)), plan, strict=True):
+            kept = Example(row.input_ids[:max_tokens], row.labels[:max_tokens], start, dialogue.sector)
+            report += _count(row, kept, row.n_tokens - length(start, end) if begin < start else 0)
+            if kept.n_learnt_tokens:  # the loss of a row without labels is 0 / 0
+                examples.append(kept)
+        yield examples, report
 
 
 class _Lengths:
-    """How many tokens a row of the rounds begin..end of one dialogue has; each text is tokenised once."""
+    """How many tokens a row of the rounds begin..end of one dialogue has."""
 
-    def __init__(self, rounds: Rounds, encoder: Encoder) -> None:
-        self._rounds, self._encoder = rounds, encoder
-        self._known: dict[str, int] = {}
+    def __init__(self, rounds: Rounds, encoder: Encoder, tokens: Remembered) -> None:
+        self._rounds, self._encoder, self._tokens = rounds, encoder, tokens
 
     def __call__(self, begin: int, end: int) -> int:
         sections = self._encoder.sections(self._rounds[begin:end])
-        new = list({section.text for section in sections} - self._known.keys())
-        self._known |= zip(new, self._encoder.n_tokens(new), strict=True)
-        return sum(self._known[section.text] + len(section.marks) for section in sections)
+        self._tokens.ask(section.text for section in sections)
+        return sum(self._tokens.n_tokens(section.text) + len(section.marks) for section in sections)
 
 
 def _plan(length: _Lengths, n_rounds: int, max_tokens: int) -> list[tuple[int, int, int]]:

@@ -178,7 +178,8 @@ def run(job: Job) -> Path:
     """
     from ultrachat.chatmodels import load_tokenizer
     from ultrachat.modelcard import write_card
-    from ultrachat.training import check_machine, finetune
+    from ultrachat.trainer import check_machine
+    from ultrachat.training import finetune
 
     check_machine(job.recipe, job.report_to)  # said now, and not after hours of preparing
     base = Path(job.base)
