@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from ultrachat.footprint import Shape
 from ultrachat.recipes import Recipe
 from ultrachat.sections import IGNORE_INDEX, Example
+from ultrachat.shapes import Shape
 
 MAX_TOKENS = 2048
 WARM_STEPS = 2
@@ -159,21 +159,21 @@ def our_trainer(job: Job, batches: Sequence[Any], tokenizer: Any, folder: Path) 
     """Return the Trainer that `training.finetune` would train with, without evaluation and checkpoints."""
     from transformers import set_seed
 
-    from ultrachat import training
+    from ultrachat import trainer
 
     def load(base: str, **options: Any) -> tuple[Any, Any]:
         model = random_base(job.shape, **options)
         set_seed(job.recipe.seed)  # TRL does so before it puts on LoRA's random matrices
         return model, tokenizer
 
-    training.load = load
-    arguments = training._arguments(folder, job.recipe, len(batches), "none")
+    trainer.load = load
+    arguments = trainer.arguments_of(folder, job.recipe, len(batches), "none")
     arguments.eval_on_start, arguments.train_sampling_strategy = False, "sequential"
     arguments.logging_steps = 1
-    model = training._prepare("random", job.recipe)
-    trainer = training._make_trainer(model, tokenizer, batches, batches[:1], arguments, job.recipe, [])
-    trainer.remove_callback(training._Milestones)
-    return trainer
+    model = trainer.prepare_model("random", job.recipe)
+    made = trainer.make_trainer(model, tokenizer, batches, batches[:1], arguments, job.recipe, [])
+    made.remove_callback(trainer.Milestones)
+    return made
 
 
 def trl_trainer(job: Job, batches: Sequence[Any], tokenizer: Any, folder: Path) -> Any:
@@ -183,10 +183,10 @@ def trl_trainer(job: Job, batches: Sequence[Any], tokenizer: Any, folder: Path) 
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from ultrachat import training
+    from ultrachat import trainer
 
     recipe = job.recipe
-    like = training._arguments(folder, recipe, len(batches), "none")
+    like = trainer.arguments_of(folder, recipe, len(batches), "none")
     names = (
         "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
         "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "bf16", "use_cpu", "use_liger_kernel",

@@ -16,24 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from ultrachat import paper
 from ultrachat.errors import Stop
-from ultrachat.footprint import (
-    GIB,
-    LINEAR,
-    NF4_BYTES,
-    PEAK_FLOPS,
-    SHAPES,
-    Shape,
-    flops_per_token,
-    gpu_hours,
-    layer_bytes,
-    memory,
-    mfu,
-    n_lora_parameters,
-    n_parameters,
-    n_trained,
-    peak_of,
-)
+from ultrachat.flops import PEAK_FLOPS, flops_per_token, gpu_hours, mfu, peak_of
+from ultrachat.footprint import GIB, NF4_BYTES, layer_bytes, memory
 from ultrachat.recipes import PAPER, Recipe
+from ultrachat.shapes import LINEAR, SHAPES, Shape, n_lora_parameters, n_parameters, n_trained
 
 TINY = Shape(64, 4, 4, 4, 160, 300)
 GROUPED = replace(TINY, n_kv_heads=2)

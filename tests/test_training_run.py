@@ -262,6 +262,19 @@ def test_a_tokenizer_without_padding_token_is_trained_alike(job, small_base, tmp
     assert json.loads((without / "result.json").read_text())["log"] == list(with_pad.log)
 
 
+def test_dialogues_can_be_a_pattern(job, tmp_path):
+    (file,) = job.dialogues
+    lines = Path(file).read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, part in (("part_2", lines[3:]), ("part_1", lines[:3])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    whole, _ = prepared(job)
+    parts = replace(job, dialogues=[str(tmp_path / "part_*.jsonl")], out=str(tmp_path / "parts"))
+    rows, _ = prepared(parts)
+    assert rows.digest == whole.digest
+    with pytest.raises(Stop, match=r"dialogues: .*nothing_\*\.jsonl is not a file"):
+        prepared(replace(job, dialogues=["nothing_*.jsonl"]))
+
+
 def test_bases_that_lack_something_are_one_line(job, small_base, tmp_path):
     base = changed_base(small_base, tmp_path / "base", "eos_token")
     with pytest.raises(Stop, match="tokenizer: has no eos_token, expected one to close every message"):

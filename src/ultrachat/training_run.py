@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ TYPES = {"base": str, "dialogues": list, "out": str, "recipe": dict, "format": s
 class Job:
     """What a training run is called with; the fields are those of its YAML file.
 
-    `base` is a folder or hub id, `dialogues` files that `corpora.read` reads. `format`, `learn` and
+    `base` is a folder or hub id, `dialogues` files that `corpora.read` reads, or patterns such as train_*.jsonl. `format`, `learn` and
     `system` are as in `sft.Encoder`, `max_tokens` as in `splitting`; `n_held_out` dialogues, the first by
     their ids, are kept out of training; `report_to` is as in `training.finetune`.
 
@@ -146,19 +147,27 @@ def prepare(job: Job, encoder: Encoder) -> tuple[Rows, Rows]:
 
 
 def _dialogues(job: Job, say: bool = False) -> Iterator[Dialogue]:
-    for path in job.dialogues:
+    for path in _files(job):
         reading = corpora.read(path)
         yield from reading
         if say:
             print(f"{path}: {reading.counts.summary()}", flush=True)
 
 
+def _files(job: Job) -> list[Path]:
+    """The files of dialogues, those that match a pattern in the order of their names."""
+    found = []
+    for name in job.dialogues:
+        paths = sorted(map(Path, glob(name))) if has_magic(name) and not Path(name).exists() else [Path(name)]
+        if not paths or not all(path.is_file() for path in paths):
+            raise Stop(f"{job.source}: dialogues: {name} is not a file")
+        found += paths
+    return found
+
+
 def _identity(job: Job) -> dict[str, Any]:
     """What rows depend on; a file is taken for the same by its size and time, as it may be of many gigabytes."""
-    paths = [Path(path) for path in job.dialogues]
-    for path in paths:
-        if not path.is_file():
-            raise Stop(f"{job.source}: dialogues: {path} is not a file")
+    paths = _files(job)
     # a base that was made anew under its old name may have another tokenizer
     paths += sorted(p for p in Path(job.base).glob("*") if p.is_file() and p.suffix != ".safetensors")
     files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
