@@ -69,8 +69,8 @@ def _gpt2(folder: Path) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end, pad_token=end)
 
 
-def _llama(path: Path) -> PreTrainedTokenizerBase:
-    """LLaMA's own pieces as a fast tokenizer, put together as transformers converts them."""
+def llama_model(path: Path) -> models.BPE:
+    """LLaMA's own pieces with their merges, put together as transformers converts them."""
     spm = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(path))
     pieces = [(spm.id_to_piece(i), spm.get_score(i)) for i in range(spm.get_piece_size())]
     vocab = {piece: i for i, (piece, _) in enumerate(pieces)}
@@ -81,9 +81,11 @@ def _llama(path: Path) -> PreTrainedTokenizerBase:
         if piece[:cut] in vocab and piece[cut:] in vocab
     ]
     merges.sort(key=lambda m: (-m[0], vocab[m[1][0]], vocab[m[1][1]]))
-    backend = Tokenizer(
-        models.BPE(vocab, [m for _, m in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
+    return models.BPE(vocab, [m for _, m in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+
+
+def _llama(path: Path) -> PreTrainedTokenizerBase:
+    backend = Tokenizer(llama_model(path))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(steps)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from some_tokenizers import llama_model
 from tokenizers import (
     AddedToken,
-    Regex,
     Tokenizer,
     decoders,
     models,
@@ -166,20 +166,9 @@ def unigram(scheme: str) -> Tokenizer:
 
 def llama(legacy: bool) -> Tokenizer:
     """LLaMA's own pieces, with the space in front of every stretch (legacy) or of the string only."""
-    spm = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(LLAMA))
-    pieces = [(spm.id_to_piece(i), spm.get_score(i)) for i in range(spm.get_piece_size())]
-    vocab = {piece: i for i, (piece, _) in enumerate(pieces)}
-    merges = [
-        (score, (piece[:cut], piece[cut:]))
-        for piece, score in pieces
-        for cut in range(1, len(piece))
-        if piece[:cut] in vocab and piece[cut:] in vocab
-    ]
-    merges.sort(key=lambda m: (-m[0], vocab[m[1][0]], vocab[m[1][1]]))
-    model = models.BPE(vocab, [m for _, m in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    backend = Tokenizer(model)
+    backend = Tokenizer(llama_model(LLAMA))
     if legacy:
-        spaces = normalizers.Replace(Regex(" "), "▁")
+        spaces = normalizers.Replace(" ", "▁")
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
     else:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)

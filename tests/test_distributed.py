@@ -22,6 +22,7 @@ import pytest
 import torch
 import torch.distributed as distributed
 import yaml
+from fruit import FRUIT
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -40,20 +41,6 @@ from ultrachat.splitting import split_all
 N = 2  # processes
 CLOSE = 1e-5
 LIMIT_SECONDS = 120  # a run that hangs is a failure, not an endless test
-FRUIT = [
-    "pear",
-    "plum",
-    "fig",
-    "apple",
-    "cherry",
-    "quince",
-    "peach",
-    "lemon",
-    "lime",
-    "grape",
-    "kiwi",
-    "date",
-]
 DIALOGUES = [
     Dialogue.from_rounds([(f"What is a {x}?", f"A {x} is a fruit."), ("Thanks" + "!" * i, f"Enjoy the {x}!")])
     for i, x in enumerate(FRUIT)

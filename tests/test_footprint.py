@@ -319,7 +319,7 @@ def test_what_saves_memory_does(shape, row_tokens, fsdp, liger, bf16):
     assert n_trained(shape, lora) < n_trained(shape, full)
     if fsdp:
         assert total(full, n=4) < total(full, n=2)
-    else:
+    elif not bf16 or shape.matrices > 4 * shape.head:  # what is not in 4 bits is in float32, not in bf16
         assert (
             memory(shape, replace(lora, load_in_4bit=True), row_tokens).weights
             < memory(shape, lora, row_tokens).weights

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from some_tokenizers import llama_model
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -96,20 +97,7 @@ def _visible_spaces(backend: Tokenizer, front: str) -> Tokenizer:
 
 def llama(front: str) -> Tokenizer:
     """LLaMA's own pieces, put together as transformers converts them."""
-    spm = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(LLAMA))
-    pieces = [(spm.id_to_piece(i), spm.get_score(i)) for i in range(spm.get_piece_size())]
-    vocabulary = {piece: i for i, (piece, _) in enumerate(pieces)}
-    merges = [
-        (score, (piece[:cut], piece[cut:]))
-        for piece, score in pieces
-        for cut in range(1, len(piece))
-        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
-    ]
-    merges.sort(key=lambda m: (-m[0], vocabulary[m[1][0]], vocabulary[m[1][1]]))
-    model = models.BPE(
-        vocabulary, [m for _, m in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True
-    )
-    return _visible_spaces(Tokenizer(model), front)
+    return _visible_spaces(Tokenizer(llama_model(LLAMA)), front)
 
 
 def gpt2() -> Tokenizer:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fruit import FRUIT
 from transformers import MptConfig, MptForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ultrachat import tiny, trainer, training
@@ -27,10 +28,9 @@ from ultrachat.tiny import pretrain
 from ultrachat.training import finetune
 
 RECIPE = Recipe(lr=5e-3, max_steps=8, batch=4, n_evaluations=2)
-FRUIT = ["pear", "plum", "fig", "apple", "cherry", "quince", "peach", "lemon", "lime", "grape"]
 DIALOGUES = [
     Dialogue.from_rounds([(f"What is a {x}?", f"A {x} is a fruit."), ("Thanks", f"Enjoy the {x}!")])
-    for x in FRUIT
+    for x in FRUIT[:10]
 ]
 TEXTS = [m.content for d in DIALOGUES for m in d.messages]
 VARIED = [  # of one to three rounds, short and long
@@ -38,7 +38,7 @@ VARIED = [  # of one to three rounds, short and long
         [(f"What is a {x}?", "A fruit. " * (1 + i % 5)), *[("And?", f"{x}!")] * (i % 3)],
         sector=SECTORS[i % 2],
     )
-    for i, x in enumerate(FRUIT)
+    for i, x in enumerate(FRUIT[:10])
 ]
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 # peft 0.21 asks transformers 5 for a property by its old name, at every load
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+# bitsandbytes, imported by peft, asks at every start for a package of kernels that are only faster
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -222,9 +225,9 @@ def load(
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()  # a bar for every file is noise in a notebook
+    transformers_logging.disable_progress_bar()  # a bar for every file is noise in a notebook
     name = str(path_or_hub_id)
     adapter = Path(name) / "adapter_config.json"
     if adapter.exists():

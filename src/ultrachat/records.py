@@ -180,7 +180,8 @@ class Dialogue(Record):
     @property
     def rounds(self) -> list[tuple[str, str]]:
         """The (user text, assistant text) pairs in order."""
-        return list(zip(self.texts[::2], self.texts[1::2], strict=True))
+        texts = self.texts
+        return list(zip(texts[::2], texts[1::2], strict=True))
 
     @classmethod
     def from_rounds(cls, rounds: Sequence[tuple[str, str]], **fields: Any) -> Dialogue:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import islice
+from operator import add, attrgetter
 
 from ultrachat.errors import Stop
 from ultrachat.records import Dialogue
@@ -51,7 +52,7 @@ class SplitReport:
     n_lost_rounds: int = 0
 
     def __add__(self, other: SplitReport) -> SplitReport:
-        return SplitReport(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return SplitReport(*map(add, _COUNTS(self), _COUNTS(other)))
 
     @property
     def cut(self) -> str:
@@ -67,6 +68,9 @@ class SplitReport:
             f"{self.n_tokens:,} tokens: {self.n_learnt_tokens:,} learnt, {self.n_context_tokens:,} repeated as context"
         )
         return f"{line}; {self.cut if self.n_cut_rounds else 'no round was cut'}"
+
+
+_COUNTS = attrgetter(*(field.name for field in fields(SplitReport)))
 
 
 def split_all(
@@ -119,8 +123,8 @@ def split_each(
             if whole.n_tokens > max_tokens:
                 yield next(parts)
             else:  # the usual case
-                yield [replace(whole, sector=dialogue.sector)], SplitReport(
-                    n_dialogues=1, n_rounds=len(dialogue.rounds), n_rows=1, n_tokens=whole.n_tokens,
+                yield [Example(whole.input_ids, whole.labels, 0, dialogue.sector)], SplitReport(
+                    n_dialogues=1, n_rounds=len(dialogue.messages) // 2, n_rows=1, n_tokens=whole.n_tokens,
                     n_learnt_tokens=whole.n_learnt_tokens,
                 )  # fmt: skip
 
