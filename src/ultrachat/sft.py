@@ -67,6 +67,10 @@ def ultrallama_sections(messages: Messages, bos_id: int | None, eos_id: int, lea
     return found
 
 
+def _messages(rounds: Rounds) -> list[tuple[str, str]]:
+    return [m for user, assistant in rounds for m in (("user", user), ("assistant", assistant))]
+
+
 class Encoder:
     """A dialogue to ids and labels, for one tokenizer, one format and one side to learn.
 
@@ -102,8 +106,7 @@ class Encoder:
 
         Ours: what an Example is assembled from.
         """
-        messages = [m for user, assistant in rounds for m in (("user", user), ("assistant", assistant))]
-        found = self._formatted(messages)
+        found = self._formatted(_messages(rounds))
         left = n_context
         for position, section in enumerate(found):
             if left and section.learnt_from is not None:  # one for each learnt message, in their order
@@ -154,7 +157,7 @@ class Encoder:
 
         Paper: the authors' `UltraLM/13b/inference_cli.py`; only there the history is tokenised as one string.
         """
-        earlier = [m for user, assistant in history for m in (("user", user), ("assistant", assistant))]
+        earlier = _messages(history)
         if self.format == "template":
             sections = self._formatted([*earlier, ("user", question)], prompt=True)
             return self.assemble([sections])[0].input_ids.tolist()

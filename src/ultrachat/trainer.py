@@ -267,10 +267,13 @@ def make_trainer(
 
 
 def _padded(rows: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
-    return collate(rows, pad_id) | {"n_tokens": torch.tensor([sum(row.n_tokens for row in rows)])}
+    return collate(rows, pad_id) | _count(rows)
 
 
 def _packed(rows: Sequence[Pack], pad_id: int, flat: bool) -> dict[str, torch.Tensor]:
-    return collate_packed(rows, pad_id, flat) | {
-        "n_tokens": torch.tensor([sum(row.n_tokens for row in rows)])
-    }
+    return collate_packed(rows, pad_id, flat) | _count(rows)
+
+
+def _count(rows: Sequence[Example] | Sequence[Pack]) -> dict[str, torch.Tensor]:
+    """The tokens of a batch without padding, for `training_step`."""
+    return {"n_tokens": torch.tensor([sum(row.n_tokens for row in rows)])}

@@ -41,8 +41,8 @@ TYPES = {"base": str, "dialogues": list, "out": str, "recipe": dict, "format": s
 class Job:
     """What a training run is called with; the fields are those of its YAML file.
 
-    `base` is a folder or hub id, `dialogues` files that `corpora.read` reads, or patterns such as train_*.jsonl. `format`, `learn` and
-    `system` are as in `sft.Encoder`, `max_tokens` as in `splitting`; `n_held_out` dialogues, the first by
+    `base` is a folder or hub id, `dialogues` files that `corpora.read` reads, or patterns such as
+    train_*.jsonl. `format`, `learn` and `system` are as in `sft.Encoder`, `max_tokens` as in `splitting`; `n_held_out` dialogues, the first by
     their ids, are kept out of training; `report_to` is as in `training.finetune`.
 
     Ours: the authors' scripts have their numbers in several places.
