@@ -354,6 +354,21 @@ def test_every_line_is_an_answer_a_failure_or_asked_again():
     }  # fmt: skip
 
 
+def test_a_cut_answer_in_a_batch_is_one_where_it_will_do(tmp_path, quick):
+    """Through the server, which cuts answers at `max_tokens`, and with the bodies' seed."""
+
+    async def cut(ask, accept_cut):
+        fields = {"max_tokens": 2, "seed": 5, "accept_cut": accept_cut}
+        return await ask(Request(task="t", inputs={}, messages=one_message("Tell me much"), **fields))
+
+    with RehearsalServer(Settings(batch_seconds=0.1)) as server:
+        teacher = Teacher(tmp_path / "answers.sqlite", server.url, "filler", via="batches")
+        done, failed = teacher.map(cut, [True, False])
+        assert len(done) == 1 and done[0] and [f.kind for f in failed] == ["length"]
+        n_asked = len(server.log)
+        assert teacher.map(cut, [True, False]) == (done, failed) and len(server.log) == n_asked
+
+
 def test_a_row_that_says_the_model_is_gone_stops_the_run_once_the_others_are_safe():
     rows = {k: BatchRow("tag", k, "t", "{}", "m", 0.5) for k in "ab"}
     lines = [said("a", 404), said("b", **whole("fine"))]

@@ -189,6 +189,70 @@ def test_what_is_sampled_has_the_models_distribution(tokenizer, monkeypatch, top
     assert chi_square_p(Counter(drawn), flat, n) < 1e-6  # the test can fail
 
 
+def test_a_seed_for_each_prompt(tokenizer):
+    model = random_model("llama", tokenizer)
+    one = ids_of(5)
+    by_seed = [generate(model, tokenizer, [one], 8, 1.0, seed=seed)[0] for seed in (3, 4)]
+    assert by_seed[0] != by_seed[1]
+    made = chatmodels.generated(
+        model, tokenizer, [one, ids_of(9), one, one], 8, 1.0, seed=[3, 7, 4, 3], batch_size=3
+    )
+    assert [g.text for g in made[::2]] == by_seed and made[3] == made[0]  # the same again is the same
+    assert made[1].text == generate(model, tokenizer, [ids_of(9)], 8, 1.0, seed=7)[0]
+    with pytest.raises(Stop, match="seed: expected a whole number, or 2 for as many prompts, got 3"):
+        chatmodels.generated(model, tokenizer, [one, one], 8, 1.0, seed=[1, 2, 3])
+
+
+def test_how_an_answer_ended_is_told(tokenizer):
+    model = random_model("llama", tokenizer)
+    prompts = [ids_of(length, salt) for salt, length in enumerate(LENGTHS)]
+    whole = chatmodels.generated(model, tokenizer, prompts, 24, temperature=0, batch_size=5)
+    assert [g.text for g in whole] == generate(model, tokenizer, prompts, 24, temperature=0)
+    # an end in the middle of some, by the model's own settings; and the last token may be the end
+    ids = tokenizer(whole[1].text[3:6], add_special_tokens=False)["input_ids"]
+    model.generation_config.eos_token_id = ids
+    for limit in range(1, 25):
+        for one, was in zip(
+            chatmodels.generated(model, tokenizer, prompts, limit, temperature=0), whole, strict=True
+        ):
+            assert one.n_tokens <= limit and was.text.startswith(one.text.rstrip("\ufffd"))
+            assert not one.cut or one.n_tokens == limit
+    ends = {g.cut for g in chatmodels.generated(model, tokenizer, prompts, 24, temperature=0)}
+    assert ends == {True, False}
+    stopped = chatmodels.generated(model, tokenizer, prompts[:1], 24, 0, stop=[whole[0].text[5:8]])[0]
+    assert not stopped.cut and stopped.text == whole[0].text[:5].strip()
+
+
+def test_the_last_token_may_be_the_end(tokenizer):
+    end = tokenizer.eos_token_id
+    for ids, found in (
+        ([50, end], ("", False, 2)), ([end, 50, 50], ("", False, 1)), ([50, 51], ("", True, 2)),
+    ):  # fmt: skip
+        one = chatmodels._generated(tokenizer, ids, [end], [])
+        assert (one.cut, one.n_tokens) == found[1:]
+
+
+def test_forbidden_tokens_are_only_forbidden_as_the_first(tokenizer, monkeypatch):
+    """Among 400 draws at about equal odds, where they are the most of the vocabulary."""
+    model = tiny_llama(tokenizer, hidden_size=32, n_layers=1, n_heads=2).eval()
+    rows = []
+    monkeypatch.setattr(chatmodels, "_answer", lambda _, ids, ends, stop: rows.append(ids) or "")
+    forbidden = set(range(3, 300))
+    prompts = [ids_of(1 + i % 7) for i in range(400)]
+    for temperature in (0, 1.0):
+        rows.clear()
+        chatmodels.generated(
+            model, tokenizer, prompts, 2, temperature, batch_size=100, forbidden_first=forbidden
+        )
+        first, second = {row[0] for row in rows}, {row[1] for row in rows}
+        assert first and not first & forbidden
+        if temperature:
+            assert second & forbidden and len(first) > 10
+    rows.clear()
+    chatmodels.generated(model, tokenizer, prompts, 2, 1.0, batch_size=100)
+    assert {row[0] for row in rows} & forbidden
+
+
 def test_other_prompts_other_noise(tokenizer):
     """The first tokens of two prompts, and of two seeds, are independent where their distributions are alike."""
     scores = torch.zeros(500, 4)

@@ -119,6 +119,7 @@ def test_modules_that_know_torch_are_few():
         "logprobs",
         "deltas",
         "embeddings",
+        "dpo",
     }
 
 

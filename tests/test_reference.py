@@ -27,7 +27,7 @@ import rows  # noqa: E402
 from samples import BY_NAME, EVALUATION, LLAMA, SAMPLES, has, texts_of  # noqa: E402
 
 TOPIC = ("topic_similarity", "topic_similarity_se", "topic_n", "embedding")
-FILES = ("table5", "beside_paper", "verdicts", "published_reviews", *script.PARTS)
+FILES = ("table5", "beside_paper", "verdicts", "published_reviews", "human_likeness", *script.PARTS)
 
 
 def committed(name: str, **where: str) -> list[dict[str, str]]:

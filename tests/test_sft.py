@@ -53,7 +53,8 @@ def test_the_format_and_the_mask_by_hand(tokenizers):
 def test_the_user_can_be_learnt_instead(tokenizers):
     tokenizer = tokenizers["tiny"]
     example = Encoder(tokenizer, learn="user").encode(TWO)
-    assert tokenizer.decode(example.input_ids.tolist()) == TWO_TEXT
+    # the last answer is left out: nothing is learnt after it
+    assert tokenizer.decode(example.input_ids.tolist()) == TWO_TEXT.removesuffix("\nAssistant: A fruit.</s>")
     assert [tokenizer.decode(run) for run in learnt_runs(example)] == ["Hi</s>", "What is a pear?</s>"]
 
 
@@ -64,9 +65,8 @@ def test_a_system_prompt_is_one_more_user_turn_and_never_learnt(tokenizers):
         ("user", ["Hi</s>", "What is a pear?</s>"]),
     ):
         example = Encoder(tokenizer, learn=learn, system="Be brief.").encode(TWO)
-        assert tokenizer.decode(example.input_ids.tolist()) == TWO_TEXT.replace(
-            "<s>", "<s>User: Be brief.</s>\n"
-        )
+        text = TWO_TEXT if learn == "assistant" else TWO_TEXT.removesuffix("\nAssistant: A fruit.</s>")
+        assert tokenizer.decode(example.input_ids.tolist()) == text.replace("<s>", "<s>User: Be brief.</s>\n")
         assert [tokenizer.decode(run) for run in learnt_runs(example)] == learnt
 
 
@@ -93,7 +93,7 @@ def test_learnt_tokens_decode_to_the_messages_and_nothing_in_them_is_special(nam
     # exactly one BOS in front and one EOS per message, whatever the messages say
     n_special = np.isin(example.input_ids, tokenizer.all_special_ids).sum()
     n_unknown = 0 if tokenizer.unk_token_id is None else (example.input_ids == tokenizer.unk_token_id).sum()
-    assert n_special - n_unknown == 1 + len(dialogue.messages)
+    assert n_special - n_unknown == 1 + len(dialogue.messages) - (learn == "user")
     assert example.input_ids[0] == tokenizer.bos_token_id
 
 
@@ -107,10 +107,25 @@ def test_a_prompt_is_what_training_saw_before_the_answer(named):
         assert second == whole.input_ids[: starts[1]].tolist()
 
 
+def test_a_user_model_is_asked_as_it_was_trained(named):
+    _, tokenizer = named
+    for format in ("ultrallama", "platolm", "parrot"):
+        encoder = Encoder(tokenizer, format, learn="user")
+        whole = encoder.encode(Dialogue.from_rounds([("a b?", "a c."), ("a d?", "a e.")]))
+        starts = np.flatnonzero((whole.labels != IGNORE_INDEX) & (np.roll(whole.labels, 1) == IGNORE_INDEX))
+        assert encoder.prompt_after([]) == whole.input_ids[: starts[0]].tolist()
+        assert (
+            encoder.prompt_after([("user", "a b?"), ("assistant", "a c.")])
+            == whole.input_ids[: starts[1]].tolist()
+        )
+
+
 def test_bad_input_is_one_line(tokenizers):
     with pytest.raises(Stop, match="learn: expected 'assistant' or 'user', got 'bot'"):
         Encoder(tokenizers["tiny"], learn="bot").encode(TWO)
-    with pytest.raises(Stop, match="format: expected 'ultrallama' or 'template', got 'alpaca'"):
+    with pytest.raises(
+        Stop, match="format: expected one of ultrallama, template, platolm, parrot, got 'alpaca'"
+    ):
         Encoder(tokenizers["tiny"], format="alpaca")
     with pytest.raises(Stop, match="tokenizer: has no chat_template"):
         Encoder(tokenizers["tiny"], format="template")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -58,6 +60,51 @@ def test_later_rows_carry_rounds_before_them_as_context():
     assert (report.n_rows, report.n_tokens, report.n_context_tokens) == (2, 92, 23)
     assert (report.n_learnt_tokens, report.n_lost_tokens, report.n_cut_rounds) == (6, 0, 0)
     assert "no round was cut" in str(report)
+
+
+def test_a_user_models_rows_end_with_the_user_and_may_begin_with_the_answer_before():
+    # "<" and 8 for "User: a>", then 23 for every answer and question
+    learnt = {"learn": "user"}
+    assert rows(ABC, 55, **learnt) == [
+        ("<User: a>\nAssistant: A>\nUser: b>\nAssistant: B>\nUser: c>", ["a>", "b>", "c>"])
+    ]
+    # a token less: what is new is the answer B and the question c; the one before comes with it, as context
+    assert rows(ABC, 54, **learnt) == [
+        ("<User: a>\nAssistant: A>\nUser: b>", ["a>", "b>"]),
+        ("<Assistant: A>\nUser: b>\nAssistant: B>\nUser: c>", ["c>"]),
+    ]
+    assert rows(ABC, 31, **learnt) == [
+        ("<User: a>", ["a>"]),
+        ("<Assistant: A>\nUser: b>", ["b>"]),
+        ("<Assistant: B>\nUser: c>", ["c>"]),
+    ]
+    _, report = split(ABC, Encoder(Letters(), **learnt), 54)
+    assert (report.n_rows, report.n_learnt_tokens, report.n_context_tokens) == (2, 6, 23)
+    assert (report.n_lost_tokens, report.n_cut_rounds) == (0, 0)
+
+
+def test_a_template_that_refuses_to_begin_with_an_answer_gets_the_question_before_it(tokenizers):
+    strict = copy.deepcopy(tokenizers["tiny"])
+    strict.chat_template = (
+        "{% for m in messages %}{% if m.role != ['user', 'assistant'][loop.index0 % 2] %}{{ raise_exception('no') }}"
+        "{% endif %}{{ bos_token + m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    )
+    free = copy.deepcopy(strict)
+    free.chat_template = (
+        "{% for m in messages %}{{ bos_token + m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    )
+    found = {}
+    for name, tokenizer in (("strict", strict), ("free", free)):
+        encoder = Encoder(tokenizer, "template", learn="user")
+        limit = encoder.encode(ABC).n_tokens - 1
+        examples, report = split(ABC, encoder, limit)
+        assert report.n_lost_tokens == 0 and all(e.n_tokens <= limit for e in examples)
+        texts = [tokenizer.decode(e.input_ids.tolist()) for e in examples]
+        found[name] = texts, [[tokenizer.decode(run).strip() for run in learnt_runs(e)] for e in examples]
+    assert found["strict"][1] == found["free"][1] == [["a</s>", "b</s>"], ["c</s>"]]
+    second = "<s>user: b</s><s>assistant: B</s><s>user: c</s>"
+    assert found["strict"][0][1] == second
+    assert found["free"][0][1] == "<s>assistant: A</s>" + second
 
 
 def test_three_rounds_of_900_are_all_learnt():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 import traceback
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -24,6 +26,7 @@ from hypothesis import strategies as st
 
 from ultrachat import calls, pacing
 from ultrachat import teacher as module
+from ultrachat.calls import body_of
 from ultrachat.errors import Stop
 from ultrachat.store import open_store
 from ultrachat.teacher import CallFailed, Endpoint, Request, Teacher, one_message
@@ -96,6 +99,11 @@ def test_everything_that_shapes_an_answer_is_in_its_key(tmp_path, server):
         (live(tmp_path, server, temperature=0.5), base),
         (live(tmp_path, server, max_tokens=9), base),
         (Teacher(tmp_path / "answers.sqlite", server.url, "other"), base),
+        (live(tmp_path, server), replace(base, seed=0)),
+        (live(tmp_path, server), replace(base, seed=1)),
+        (live(tmp_path, server), replace(base, accept_cut=True)),
+        (named(tmp_path, server, "mine"), base),
+        (named(tmp_path, server, "mine, trained again"), base),
     ]
     for number, (teacher, asked) in enumerate(changed, start=2):
         teacher.ask(asked)
@@ -103,6 +111,55 @@ def test_everything_that_shapes_an_answer_is_in_its_key(tmp_path, server):
     live(tmp_path, server).ask(base)
     Teacher(tmp_path / "answers.sqlite", server.url + "/", "a-model").ask(base)  # the same place
     assert len(server.log) == len(changed) + 1
+
+
+def named(tmp_path: Path, server: FaultServer, ledger_name: str) -> Teacher:
+    seats = {"assistant": Endpoint(server.url, "a-model", ledger_name=ledger_name)}
+    return Teacher(tmp_path / "answers.sqlite", server.url, "a-model", seats)
+
+
+def test_the_key_of_a_request_without_seed_is_what_it_always_was(tmp_path):
+    """Worked out by hand: ledgers of earlier versions stay valid."""
+    teacher = Teacher(tmp_path / "answers.sqlite", "http://127.0.0.1:9/v1", "a-model", temperature=0.5)
+    text = (
+        '{"base_url":"http://127.0.0.1:9/v1","inputs":{"text":"a"},"max_tokens":2048,'
+        '"messages":[{"content":"a","role":"user"}],"model":"a-model","task":"t","temperature":0.5}'
+    )
+    key = hashlib.sha256(text.encode()).hexdigest()
+    assert teacher._key(request("a")) == key
+    assert teacher._key(request("a", accept_cut=True)) == key + calls.CUT_WILL_DO
+    seeded = hashlib.sha256(text.replace('"task"', '"seed":7,"task"').encode()).hexdigest()
+    assert teacher._key(request("a", seed=7)) == seeded
+
+
+def test_a_ledger_name_outlives_the_port_and_is_what_people_see(tmp_path, server):
+    assert named(tmp_path, server, "mine").ask(request("a")) == answer_to("a")
+    with FaultServer() as elsewhere:
+        again = named(tmp_path, elsewhere, "mine")
+        assert again.ask(request("a")) == answer_to("a") and not elsewhere.log
+    assert again.describe() == f"default: a-model at {elsewhere.url} · assistant: a-model at mine"
+
+
+def test_a_seed_is_sent_and_nothing_else_of_it(tmp_path, server):
+    bodies = [body_of(request("a", **fields), Endpoint(server.url, "m"), {"max_tokens": 1} | sampling) for fields, sampling in
+              (({}, {}), ({"seed": 3, "accept_cut": True}, {"seed": 3}))]  # fmt: skip
+    assert bodies[1] == bodies[0] | {"seed": 3} and "seed" not in bodies[0]
+    teacher = live(tmp_path, server)
+    assert (
+        "seed" not in teacher._sampling(request("a")) and teacher._sampling(request("a", seed=0))["seed"] == 0
+    )
+
+
+def test_a_cut_answer_is_one_where_it_will_do(tmp_path, server):
+    server.fault = lambda text, nth: as_json(completion("half an ans", "length"))
+    teacher = live(tmp_path, server)
+    assert teacher.ask(request("a", accept_cut=True)) == "half an ans"
+    _, failed = teacher.map(put, ["a"])  # what is kept is no answer to who wants a whole one
+    assert [f.kind for f in failed] == ["length"] and len(server.log) == 2
+    assert teacher.ask(request("a", accept_cut=True)) == "half an ans" and len(server.log) == 2
+    server.fault = lambda text, nth: as_json(completion("", "content_filter"))
+    with pytest.raises(Stop, match="content_filter"):
+        teacher.ask(request("b", accept_cut=True))
 
 
 def test_one_question_asked_by_several_items_at_once_is_sent_once(tmp_path, server):
@@ -258,6 +315,9 @@ def test_a_fault_that_stays_sets_the_item_aside_and_is_never_an_answer(name, tmp
         (as_json(completion("I won't", refusal="I won't")), "refusal"),
         (as_json(completion("x" * 200_001)), "too_long"),
         (error(400), "http_400"),
+        (error(400, code="context_length_exceeded"), "context_length_exceeded"),
+        (error(400, code=["context_length_exceeded"]), "http_400"),
+        (error(422, code="empty_answer"), "empty_answer"),
         (error(413), "http_413"),
         (error(422), "http_422"),
     ],

@@ -203,8 +203,8 @@ def test_rows_are_prepared_anew_when_something_changed(job, change):
         value = {"max_tokens": 48, "n_held_out": 4, "learn": "user", "system": "Be brief."}[change]
         job = replace(job, **{change: value})
     after = prepared(job)
-    assert (list(map(ids, after)) == before) == (change in ("learn", "one missing"))
-    if change == "learn":  # the same ids, with labels on the other side
+    assert (list(map(ids, after)) == before) == (change == "one missing")
+    if change == "learn":  # labels on the other side
         labels = after[0][0].labels
         assert load_tokenizer(job.base).decode(labels[labels >= 0].tolist()).startswith("What is a")
 
@@ -341,3 +341,14 @@ def test_the_command_shows_one_line(job, capsys):
     )
     assert main(["train", str(path), "--set", "max_steps=1", "--set", "report_to=none"]) == 0
     assert (Path(job.out) / "model/README.md").exists()
+
+
+def test_a_user_model_says_in_its_folder_how_it_is_asked(job):
+    """Trained by the same entry point as an assistant; any server that applies its template lets the user speak."""
+    folder = run(replace(job, format="platolm", learn="user", max_tokens=400))
+    tokenizer = load_tokenizer(str(folder))
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    asked = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    assert asked.startswith("<s>A chat between a curious human") and asked.endswith("Hello!</s>Human: <s>")
+    assert "PlatoLM's, which is its tokenizer's chat template" in (folder / "README.md").read_text()
+    assert not load_tokenizer(job.base).chat_template

@@ -1,4 +1,4 @@
-"""The command line: run the notebooks, train, evaluate, measure any data set, rehearse, divide and merge.
+"""The command line: run the notebooks, train, serve, evaluate, measure or clean any data set, rehearse, divide and merge.
 
 Absent on purpose: logic. Each command calls one function of the package and shows a Stop as its line.
 """
@@ -9,11 +9,23 @@ import argparse
 import os
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 from ultrachat.errors import Stop
 from ultrachat.launcher import run, update_committed
 from ultrachat.runs import run_folder
+
+# commands whose options a module of their own knows: add_arguments(parser)
+WITH_OPTIONS = {
+    "stats": ("describe", "the row of Table 5 for any file of dialogues"),
+    "clean": (
+        "human_turns",
+        "people's conversations made ready to train a user model: HTML, language, duplicates",
+    ),
+    "serve": ("serving", "models on this machine as an OpenAI-compatible API"),
+    "evaluate": ("evaluation_options", "section 5 for any models: a page of tables and their CSV files"),
+}
 
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:
@@ -43,16 +55,10 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     _add_settings(command)
     command = commands.add_parser("merge", help="bring the parts of a run together")
     command.add_argument("run_name", help="the run that was divided")
-    command = commands.add_parser("stats", help="the row of Table 5 for any file of dialogues")
-    if "stats" in arguments:  # what it needs takes a second to import
-        from ultrachat import describe
-
-        describe.add_arguments(command)
-    command = commands.add_parser("evaluate", help="section 5 for any models: a page of tables and their CSV files")
-    if "evaluate" in arguments:
-        from ultrachat import evaluation_options
-
-        evaluation_options.add_arguments(command)
+    for name, (module, help_text) in WITH_OPTIONS.items():
+        command = commands.add_parser(name, help=help_text)
+        if name in arguments:  # what they need takes a second to import
+            import_module(f"ultrachat.{module}").add_arguments(command)
     command = commands.add_parser("apply-delta", help="a model out of its base and published delta weights")
     for name in ("base", "delta", "out"):
         command.add_argument(
@@ -99,10 +105,8 @@ def _run_command(chosen: argparse.Namespace) -> None:
         from ultrachat import shards
 
         shards.run_on_ray(chosen.config, chosen.of, chosen.settings, chosen.at_once, chosen.address)
-    elif chosen.command == "stats":
-        from ultrachat import describe
-
-        describe.run(chosen)
+    elif chosen.command in ("stats", "clean", "serve"):
+        import_module(f"ultrachat.{WITH_OPTIONS[chosen.command][0]}").run(chosen)
     elif chosen.command == "evaluate":
         from ultrachat import evaluation
 

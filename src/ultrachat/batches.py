@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, TypeVar
 import openai
 
 from ultrachat.calls import (
+    CUT_WILL_DO,
     CallFailed,
     Halted,
     Patience,
@@ -423,7 +424,7 @@ def read_responses(lines: Iterable[Any], rows: Mapping[str, BatchRow], endpoint:
             results.generated[row.key] = None, None
             completion = read_completion(reply)
             tokens = results.generated[row.key] = token_counts(completion)
-            text = accepted_text(completion)
+            text = accepted_text(completion, accept_cut=row.key.endswith(CUT_WILL_DO))
             results.answers.append(Row(row.key, row.task, row.inputs, row.model, text, *tokens))
         except Stop as stop:
             results.again[row.key] = TryAgain("stopped", str(stop))

@@ -4,7 +4,8 @@ What may come back, and what becomes of it:
 
     try again, with full jitter     429, 5xx, 408, 409 · no connection, cut off · past the deadline ·
                                     a reply that is no chat completion · an empty answer
-    set aside                       refusal · finish_reason other than "stop" · too long · other 4xx
+    set aside                       refusal · finish_reason other than "stop" ("length" too, where a request takes
+                                    cut answers) · too long · other 4xx
     stop the run, in one line       key refused · model gone · quota exhausted · told to wait for long ·
                                     so many failures in a row that the server must be down
 
@@ -37,6 +38,14 @@ HOW_TO_GO_LIVE = "set base_url and model to a live teacher and OPENAI_API_KEY to
 MAX_WAIT_SECONDS = 600.0
 MAX_ANSWER_CHARACTERS = 200_000
 MAX_REJECTED_AT_FIRST, MAX_REJECTED = 10, 100  # in a row: before any answer, and after one
+CUT_WILL_DO = (
+    "-cut"  # ends the ledger key of a request that takes cut answers: a batch keeps of it only the key
+)
+# the codes of a 400 or 422 that are about this one question, and will come again however often it is asked
+NO_ANSWER = {
+    "context_length_exceeded": "the dialogue and its answer do not fit into the model's context",
+    "empty_answer": "every answer that was drawn is empty or begins with forbidden words",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +53,11 @@ class Request:
     """One question to a seat. `task` and `inputs` name it; `messages` and sampling shape the answer.
 
     `inputs` holds short names and numbers only (ids, not texts). `temperature` and `max_tokens` are
-    the teacher's unless given.
+    the teacher's unless given. A `seed` is sent to servers that know one; other seeds are other questions.
+    With `accept_cut` an answer that ran into `max_tokens` is an answer like any other.
 
-    Ours: naming a request apart from its wording keeps recordings valid when prompts are reworded.
+    Paper: PlatoLM takes questions that were cut at 512 tokens. Ours: naming a request apart from its wording keeps
+    recordings valid when prompts are reworded.
     """
 
     task: str
@@ -55,6 +66,8 @@ class Request:
     seat: str = "assistant"
     temperature: float | None = None
     max_tokens: int | None = None
+    seed: int | None = None
+    accept_cut: bool = False
 
 
 class CallFailed(Exception):
@@ -235,7 +248,7 @@ class Caller:
             completion = read_completion(reply)
             tokens = token_counts(completion)
             bill = self._budget.usd(self.endpoint.model, tokens, worst)
-            return Answer(accepted_text(completion), tokens)
+            return Answer(accepted_text(completion, request.accept_cut), tokens)
         except TimeoutError:
             raise TryAgain("timeout", f"no answer within {self._patience.deadline_seconds:g} s") from None
         except ConnectionError as error:
@@ -272,6 +285,8 @@ def read_status(reply: Reply, endpoint: Endpoint, task: str, inputs: str) -> Cal
         return TryAgain("unreadable", "a row without an HTTP status")
     if status in (408, 409, 429) or status >= 500:
         return TryAgain(f"http_{status}", f"HTTP {status} from {url}")
+    if status in (400, 422) and code in NO_ANSWER:
+        return CallFailed(code, NO_ANSWER[code])
     return CallFailed(f"http_{status}", f"request rejected with HTTP {status}")
 
 
@@ -314,17 +329,17 @@ def read_completion(reply: Reply) -> dict[str, Any]:
     return completion
 
 
-def accepted_text(completion: Mapping[str, Any]) -> str:
+def accepted_text(completion: Mapping[str, Any], accept_cut: bool = False) -> str:
     """Return the text of a completion; raises CallFailed or TryAgain naming what is wrong with it.
 
-    Ours: only a whole answer is an answer.
+    Ours: only a whole answer is an answer, unless it is said that a cut one will do (`accept_cut`).
     """
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         raise TryAgain("unreadable", "the server's reply is not a chat completion")
-    if choice.get("finish_reason") != "stop":
+    if choice.get("finish_reason") not in (("stop", "length") if accept_cut else ("stop",)):
         kind = re.sub(r"[^A-Za-z0-9_]", "?", str(choice.get("finish_reason")))[:40] or "unnamed"
         raise CallFailed(kind, f"answer ended with finish_reason '{kind}'")
     if message.get("refusal"):

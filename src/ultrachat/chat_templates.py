@@ -414,12 +414,14 @@ def _roles(messages: Messages) -> Roles:
     """Return the messages' roles. Raises Stop unless user and assistant take turns, after a system if any."""
     roles = tuple(role for role, _ in messages)
     n_systems = int(roles[:1] == ("system",))
-    for i, role in enumerate(roles[n_systems:]):
-        if role != (expected := ("user", "assistant")[i % 2]):
+    spoken = roles[n_systems:]
+    sides = ("assistant", "user") if spoken[:1] == ("assistant",) else ("user", "assistant")
+    for i, role in enumerate(spoken):
+        if role != (expected := sides[i % 2]):
             raise Stop(
                 f"messages: expected one of the {expected} as number {i + n_systems + 1}, got {role!r}"
             )
-    if len(roles) == n_systems:
+    if "user" not in spoken:
         raise Stop("messages: none of the user, expected at least one")
     return roles
 

@@ -14,6 +14,9 @@ and it is drawn from a generator seeded by the prompt's ids. So a prompt has one
 whichever batch it stands, up to the rounding of its scores (in 16 bits, where that is coarse, and batches of
 other shapes round otherwise, `generate_batches` forms the same batches whatever is done already).
 
+`generated` says of each answer besides whether it was cut off, takes a seed for each prompt, and can keep tokens
+from being an answer's first.
+
 Absent on purpose: pickled weights and code from the hub (never loaded), how a model wants to be asked
 (`baselines`), files of answers (`answering`), and adding a delta to LLaMA's weights (`deltas`).
 """
@@ -30,7 +33,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ultrachat.baselines import BASELINES
 from ultrachat.errors import Stop
@@ -172,10 +175,45 @@ def generate(
 
     Paper: §5 (sampling is not described; 0.7 is the authors' default in their inference script).
     """
-    batches = generate_batches(
-        model, tokenizer, prompts, max_new_tokens, temperature, top_p, batch_size, seed, stop
+    made = generated(model, tokenizer, prompts, max_new_tokens, temperature, top_p, batch_size, seed, stop)
+    return [one.text for one in made]
+
+
+class Generated(NamedTuple):
+    """An answer; whether it was `cut` off at the most tokens; and its tokens, with the one that ended it.
+
+    Ours: a cut answer is no whole one, and who counts tokens counts its end.
+    """
+
+    text: str
+    cut: bool
+    n_tokens: int
+
+
+def generated(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    temperature: float = 0.7,
+    top_p: float = 1.0,
+    batch_size: int = 16,
+    seed: int | Sequence[int] = 0,
+    stop: Sequence[str] = (),
+    forbidden_first: Collection[int] = (),
+) -> list[Generated]:
+    """Return what `generate` does, and of each answer whether it was cut off and how many tokens it took.
+
+    `seed` may be one for each prompt: the same prompt with the same seed has then the same answer, however often
+    it is given. No answer begins with one of the tokens `forbidden_first`; the others share what they would have
+    had. Raises Stop as `generate` does.
+
+    Ours: what a server of models needs.
+    """
+    batches = _batches(
+        model, tokenizer, prompts, max_new_tokens, temperature, top_p, batch_size, seed, stop, forbidden_first
     )
-    answers = {position: text for batch in batches for position, text in batch.items()}
+    answers = {position: one for batch in batches for position, one in batch.items()}
     return [answers[position] for position in range(len(prompts))]
 
 
@@ -198,22 +236,42 @@ def generate_batches(
 
     Ours: a long run can be continued.
     """
+    sampling = (max_new_tokens, temperature, top_p, batch_size, seed, stop)
+    for batch in _batches(model, tokenizer, prompts, *sampling, done=done):
+        yield {place: one.text for place, one in batch.items()}
+
+
+def _batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    batch_size: int,
+    seed: int | Sequence[int],
+    stop: Sequence[str],
+    forbidden_first: Collection[int] = (),
+    done: Collection[int] = (),
+) -> Iterator[dict[int, Generated]]:
+    """Yield one batch after another, by the prompts' places, as `generate_batches` says."""
     _check_sampling(max_new_tokens, temperature, top_p, batch_size)
     ids = [tokenizer(p)["input_ids"] if isinstance(p, str) else [int(i) for i in p] for p in prompts]
     _check_fit(model, ids, max_new_tokens)
     keys = _keys(ids, seed) if temperature > 0 else None
-    ends, finished = _end_ids(model, tokenizer), set(done)
+    ends, finished = end_ids(model, tokenizer), set(done)
     # the longest first: what does not fit into memory fails at once
     order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         if finished.issuperset(places):
             continue
-        noise = _Noise([keys[place] for place in places], temperature, top_p) if keys else None
-        new = _generate_batch(
-            model, tokenizer, [ids[place] for place in places], max_new_tokens, noise, ends, stop
-        )
-        yield {place: _answer(tokenizer, row, ends, stop) for place, row in zip(places, new, strict=True)}
+        rows = [ids[place] for place in places]
+        steps: list[Any] = [_NotFirst(forbidden_first, max(map(len, rows)))] if forbidden_first else []
+        if keys:
+            steps.append(_Noise([keys[place] for place in places], temperature, top_p))
+        new = _generate_batch(model, tokenizer, rows, max_new_tokens, steps, ends, stop)
+        yield {place: _generated(tokenizer, row, ends, stop) for place, row in zip(places, new, strict=True)}
 
 
 def max_context_tokens(model: PreTrainedModel) -> int | None:
@@ -265,25 +323,48 @@ def _check_fit(model: PreTrainedModel, ids: Sequence[Sequence[int]], max_new_tok
             )
 
 
-def _keys(ids: Sequence[Sequence[int]], seed: int) -> list[int]:
-    """Return a number for each prompt from the seed, its ids, and how often the same came before."""
+def _keys(ids: Sequence[Sequence[int]], seed: int | Sequence[int]) -> list[int]:
+    """Return a number for each prompt from its ids and the seed, which may be one for each prompt.
+
+    With one seed for all, how often the same prompt came before counts too.
+    """
+    if not isinstance(seed, int) and len(seed) != len(ids):
+        raise Stop(f"seed: expected a whole number, or {len(ids)} for as many prompts, got {len(seed)}")
     before: Counter[tuple[int, ...]] = Counter()
     keys = []
-    for row in map(tuple, ids):
-        content = json.dumps([seed, before[row], row]).encode()
-        keys.append(int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True))
+    for place, row in enumerate(map(tuple, ids)):
+        content = [seed, before[row], row] if isinstance(seed, int) else [int(seed[place]), 0, row]
+        digest = hashlib.sha256(json.dumps(content).encode()).digest()
+        keys.append(int.from_bytes(digest[:8], "little", signed=True))
         before[row] += 1
     return keys
 
 
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that end an answer: all special tokens, and what the model's own settings name besides."""
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that end an answer: all special tokens, and what the model's own settings name besides.
+
+    Ours: a model trained on several turns ends one of them with a token of its own.
+    """
     named = getattr(model.generation_config, "eos_token_id", None)
     ends = set(named) if isinstance(named, list) else {named}
     ends |= set(tokenizer.all_special_ids) | {
         i for i, t in tokenizer.added_tokens_decoder.items() if t.special
     }
     return sorted(ends - {None})
+
+
+class _NotFirst:
+    """Leaves some tokens no chance to be the first that is generated."""
+
+    def __init__(self, forbidden: Collection[int], width: int) -> None:
+        self.forbidden, self.width = sorted(forbidden), width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if input_ids.shape[1] > self.width:
+            return scores
+        scores = scores.clone()
+        scores[:, self.forbidden] = -float("inf")
+        return scores
 
 
 class _Noise:
@@ -320,7 +401,7 @@ def _generate_batch(
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[Sequence[int]],
     max_new_tokens: int,
-    noise: _Noise | None,
+    steps: Sequence[Any],
     ends: Sequence[int],
     stop: Sequence[str],
 ) -> list[list[int]]:
@@ -341,7 +422,7 @@ def _generate_batch(
             input_ids=rows,
             attention_mask=mask,
             generation_config=config,
-            logits_processor=LogitsProcessorList([noise] if noise else []),
+            logits_processor=LogitsProcessorList(steps),
             stopping_criteria=StoppingCriteriaList([_StopStrings(tokenizer, stop, width)] if stop else []),
         )
     return output[:, width:].tolist()
@@ -374,6 +455,16 @@ class _StopStrings:
         texts = self.tokenizer.batch_decode(input_ids[:, self.width :][:, -self.tail :])
         done = [any(s in text for s in self.stop) for text in texts]
         return torch.tensor(done, device=input_ids.device)
+
+
+def _generated(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Sequence[int], stop: Sequence[str]
+) -> Generated:
+    """Turn the new ids of one row into its answer and how it ended."""
+    n_tokens = next((at for at, token in enumerate(ids, start=1) if token in ends), len(ids))
+    text = _answer(tokenizer, ids, ends, stop)
+    ended = ids[n_tokens - 1] in ends or any(s in tokenizer.decode(ids) for s in stop)
+    return Generated(text, not ended, n_tokens)
 
 
 def _answer(

@@ -112,12 +112,16 @@ def _is_url(text: Any) -> bool:
 class Endpoint:
     """Where a seat's model is: "recorded" or a base URL, a model name, and the key's variable name.
 
+    A `ledger_name` stands for the base URL in the ledger's keys: a model of one's own is at another port every time
+    it is served, and another model under the same name once it was trained again (`serving.endpoint`).
+
     Paper: "two separate ChatGPT Turbo APIs" (§1); the key itself is never kept in an object of ours.
     """
 
     base_url: str = RECORDED
     model: str = RECORDED
     key_variable: str = "OPENAI_API_KEY"
+    ledger_name: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(
@@ -135,6 +139,11 @@ class Endpoint:
     def recorded(self) -> bool:
         """Whether answers come from data/recorded without a server."""
         return self.base_url == RECORDED
+
+    @property
+    def place(self) -> str:
+        """What tells this place from others, for people and the ledger: the ledger name, or else the base URL."""
+        return self.ledger_name or self.base_url
 
     @property
     def wants_names(self) -> bool:

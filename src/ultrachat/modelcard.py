@@ -24,6 +24,8 @@ from ultrachat.training import TrainingResult
 ASKED = {
     "ultrallama": "`<s>User: {question}</s>\\nAssistant: `, as `ultrachat.sft.Encoder(tokenizer).prompt` makes it",
     "template": "the tokenizer's own chat template",
+    "platolm": "PlatoLM's, which is its tokenizer's chat template",
+    "parrot": "Parrot's, which is its tokenizer's chat template",
 }
 
 

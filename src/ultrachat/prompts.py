@@ -253,3 +253,36 @@ def comparison(question: str, first: str, second: str) -> str:
 HELPFUL_AND_DETAILED = (
     "You are a helpful assistant. Give helpful and detailed answers to the user's questions."
 )
+
+
+# ---- contextual preferences ---
+
+
+def invented_context(question: str) -> str:
+    """Ask for an answer to a message whose conversation is not shown, with the missing part made up.
+
+    Ours: the wording; Parrot's kind of rejected answer (context hallucinated) is known to us second-hand.
+    """
+    return (
+        "Between the two marker lines is the last message of a conversation between a user and an AI assistant. "
+        f"You do not see what was said before.\n{fence(question)}\n\n"
+        "Write the assistant's answer to it all the same. Invent what may have been said before, in detail, and "
+        "refer to it as if the user had said it. Do not ask what is meant, and do not say that anything was "
+        "invented or is missing. Write only the answer."
+    )
+
+
+def misread_reference(texts: Sequence[str]) -> str:
+    """Ask for an answer that takes what the last message refers to for something else that was mentioned.
+
+    `texts` alternate, the user's first and last.
+
+    Ours: the wording; Parrot's kind of rejected answer (context misunderstood) is known to us second-hand.
+    """
+    return (
+        "Between the first two marker lines is a conversation between a user and an AI assistant, between the next "
+        f"two the user's last message.\n{fence(transcript(texts[:-1]))}\n\n{fence(texts[-1])}\n\n"
+        "The last message refers to something said before, with a pronoun, or by leaving words out. Write the "
+        "assistant's answer as if it referred to something else that was mentioned, and answer helpfully with regard "
+        "to that. Do not say that there is another reading. Write only the answer."
+    )

@@ -14,6 +14,7 @@ Absent on purpose: what happens to a finished dialogue (`refinement`).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ultrachat import prompts
 from ultrachat.errors import Stop
@@ -159,7 +160,7 @@ async def simulate(ask: Ask, opening: Opening, stop: str = "user", restate_role:
             if role_exchange(user):
                 exchanges.append(number)
             texts.append(user)
-        texts.append(await _assistant_turn(ask, opening, texts, number))
+        texts.append(await ask_assistant(ask, texts, opening.id, number))
         if reason == "user ended":  # the mark came behind a last message, which deserves its answer
             break
     rounds = list(zip(texts[::2], texts[1::2], strict=True))
@@ -183,10 +184,13 @@ async def _user_turn(
     return text
 
 
-async def _assistant_turn(ask: Ask, opening: Opening, texts: list[str], number: int) -> str:
-    """Ask the assistant model to answer the last of the alternating `texts`."""
+async def ask_assistant(ask: Ask, texts: Sequence[str], opening_id: str, number: int) -> str:
+    """Return the assistant model's answer to the last of the alternating `texts`, in round `number`.
+
+    Paper: §4.4.
+    """
     messages = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(texts)]
-    inputs = {"opening": opening.id, "round": number}
+    inputs = {"opening": opening_id, "round": number}
     return await ask(Request(task="assistant_turn", inputs=inputs, messages=messages))
 
 

@@ -141,11 +141,16 @@ def _split(
 ) -> Iterator[tuple[list[Example], SplitReport]]:
     """Yield the rows and the report of each dialogue, all of them longer than `max_tokens`."""
     # a round may read otherwise at the front of a row: all of these in one call
-    tokens.ask(s.text for d in dialogues for r in d.rounds for s in encoder.sections([r]))
+    tokens.ask(
+        s.text
+        for d in dialogues
+        for i in range(len(d.rounds))
+        for s in encoder.sections(d.rounds, i, i, i + 1)
+    )
     lengths = [_Lengths(dialogue.rounds, encoder, tokens) for dialogue in dialogues]
     plans = [_plan(length, len(d.rounds), max_tokens) for d, length in zip(dialogues, lengths, strict=True)]
     sections = [
-        encoder.sections(dialogue.rounds[begin:end], start - begin)
+        encoder.sections(dialogue.rounds, begin, start, end)
         for dialogue, plan in zip(dialogues, plans, strict=True)
         for begin, start, end in plan
     ]
@@ -167,7 +172,7 @@ class _Lengths:
         self._rounds, self._encoder, self._tokens = rounds, encoder, tokens
 
     def __call__(self, begin: int, end: int) -> int:
-        sections = self._encoder.sections(self._rounds[begin:end])
+        sections = self._encoder.sections(self._rounds, begin, begin, end)
         self._tokens.ask(section.text for section in sections)
         return sum(self._tokens.n_tokens(section.text) + len(section.marks) for section in sections)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
-from ultrachat.calls import Caller, CallFailed, Halted, Patience, Request, ServerDown, TryAgain
+from ultrachat.calls import CUT_WILL_DO, Caller, CallFailed, Halted, Patience, Request, ServerDown, TryAgain
 from ultrachat.endpoints import LOOPBACK, Endpoint
 from ultrachat.errors import Stop
 from ultrachat.interrupts import run_interruptibly
@@ -199,7 +199,7 @@ class Teacher:
         if all(endpoint.recorded for endpoint in self._endpoints()):
             return "recorded teacher (answers shipped in data/recorded; no model is called)"
         seats = {"default": self._endpoint, **self.seats}
-        line = " · ".join(f"{seat}: {e.model} at {e.base_url}" for seat, e in seats.items())
+        line = " · ".join(f"{seat}: {e.model} at {e.place}" for seat, e in seats.items())
         return line if self.via == "calls" else f"{line} · via {self.via}"
 
     def usage(self) -> dict[str, float]:
@@ -333,17 +333,20 @@ class Teacher:
             self._usage["spent_usd"] = round(budget.spent_usd + budget.batched_usd, 6)
 
     def _sampling(self, request: Request) -> dict[str, Any]:
+        seed = {} if request.seed is None else {"seed": request.seed}
         return {
             "temperature": self.temperature if request.temperature is None else request.temperature,
             "max_tokens": request.max_tokens or self.max_tokens,
+            **seed,
         }
 
     def _key(self, request: Request) -> str:
         endpoint = self.endpoint(request.seat)
-        return key_of(
-            task=request.task, inputs=dict(request.inputs), base_url=endpoint.base_url, model=endpoint.model,
+        key = key_of(
+            task=request.task, inputs=dict(request.inputs), base_url=endpoint.place, model=endpoint.model,
             messages=request.messages, **self._sampling(request),
         )  # fmt: skip
+        return key + CUT_WILL_DO if request.accept_cut else key
 
     async def _ask(self, session: _Session, request: Request) -> str:
         """Answer from the ledger, or get an answer and commit it."""

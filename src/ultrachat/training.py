@@ -76,10 +76,12 @@ def finetune(
     out_dir: Path | str,
     recipe: Recipe,
     report_to: str = "tensorboard",
+    chat_template: str | None = None,
 ) -> TrainingResult:
     """Fine-tune `base` (folder or hub id) on the Examples, save the model in `out_dir`, return the result.
 
-    The rows must have been encoded with the base's own tokenizer, which is saved along. With LoRA
+    The rows must have been encoded with the base's own tokenizer, which is saved along, with
+    `chat_template` for its own if given: then the folder says how it wants to be asked. With LoRA
     the folder holds the adapter only; `chatmodels.load` opens either. `report_to` is "tensorboard"
     (in `out_dir`), "wandb" or "none". Raises Stop when the base cannot be loaded, there is nothing to
     learn, a token is not in its vocabulary, or `out_dir` holds an unfinished run with another recipe,
@@ -88,11 +90,12 @@ def finetune(
     Paper: §4.6.
     """
     base = str(base)
-    tokenizer = load_tokenizer(base)
+    tokenizer, made_of = load_tokenizer(base), content_of(base)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+        made_of += f", asked by template {content_hash([chat_template.encode()])}"
     make_model = partial(prepare_model, base, recipe)
-    return train(
-        make_model, tokenizer, examples, held_out, Path(out_dir), recipe, content_of(base), report_to
-    )
+    return train(make_model, tokenizer, examples, held_out, Path(out_dir), recipe, made_of, report_to)
 
 
 # ---- one run in one folder --------------------------------------------------------------------

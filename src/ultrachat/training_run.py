@@ -32,6 +32,7 @@ from ultrachat.records import Dialogue, sample_by_id
 from ultrachat.settings import read_yaml, value_of
 from ultrachat.sft import Encoder
 from ultrachat.splitting import MAX_TOKENS, split_each
+from ultrachat.user_models import USER_MODELS
 
 TYPES = {"base": str, "dialogues": list, "out": str, "recipe": dict, "format": str, "learn": str,
          "system": (str, type(None)), "max_tokens": int, "n_held_out": int, "report_to": str}  # fmt: skip
@@ -42,8 +43,8 @@ class Job:
     """What a training run is called with; the fields are those of its YAML file.
 
     `base` is a folder or hub id, `dialogues` files that `corpora.read` reads, or patterns such as
-    train_*.jsonl. `format`, `learn` and `system` are as in `sft.Encoder`, `max_tokens` as in `splitting`; `n_held_out` dialogues, the first by
-    their ids, are kept out of training; `report_to` is as in `training.finetune`.
+    train_*.jsonl. `format`, `learn` and `system` are as in `sft.Encoder`, `max_tokens` as in `splitting`; `n_held_out`
+    dialogues, the first by their ids, are kept out of training; `report_to` is as in `training.finetune`.
 
     Ours: the authors' scripts have their numbers in several places.
     """
@@ -197,7 +198,8 @@ def run(job: Job) -> Path:
     encoder = Encoder(load_tokenizer(job.base), job.format, job.learn, job.system)
     train, held_out = prepare(job, encoder)
     folder = Path(job.out) / "model"
-    result = finetune(train, held_out, job.base, folder, job.recipe, job.report_to)
+    template = encoder.tokenizer.chat_template if job.format in USER_MODELS else None
+    result = finetune(train, held_out, job.base, folder, job.recipe, job.report_to, template)
     if int(os.environ.get("RANK") or 0) == 0:
         write_card(folder, asdict(job) | {"rows": str(train.report)}, result)
         print(f"{folder}: {result.n_steps:,} steps, {result.n_tokens:,} tokens read", flush=True)
