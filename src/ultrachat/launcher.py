@@ -293,7 +293,7 @@ def _relative(path: Path) -> str:
 RESULTS = ("<!-- results: written by `python -m ultrachat update` -->", "<!-- end of results -->")
 MEASURED = ("<!-- measured: written by `python -m ultrachat update` -->", "<!-- end of measured -->")
 REFERENCE = ("<!-- reference: written by `python -m ultrachat update` -->", "<!-- end of reference -->")
-RESULTS_OF = ("05", "06", "07")  # the closing tables the README shows
+RESULTS_OF = ("05", "06", "07", "08")  # notebooks whose closing tables README shows
 
 
 def results_table(folder: Path) -> str:

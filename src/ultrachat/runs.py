@@ -244,6 +244,13 @@ class Run:
         self._inputs[name] = digest
         return path
 
+    def input_folder(self, name: str) -> Path:
+        """Return an earlier notebook's folder (a model, say); Stop naming that notebook when it is missing."""
+        path = self.inputs_folder / name
+        if not path.is_dir():
+            raise Stop(f"{path}: missing; run notebook {name[:2]} first (with run_name='{self.name}')")
+        return path
+
     def read(self, name: str, kind: type[R]) -> list[R]:
         """Return the records in an earlier notebook's JSONL file; Stop as `input` and `read_jsonl` do."""
         return read_jsonl(self.input(name), kind)

@@ -90,6 +90,24 @@ class Ending:
         return self.max_tokens is not None and self.count(texts) > self.max_tokens
 
 
+def question_request(
+    simulator: Simulator, texts: Sequence[str], start: str, number: int, attempt: int = 1
+) -> Request:
+    """Return the request for the user's message that opens round `number` of the dialogue begun by `start`.
+
+    `texts` alternate, the user's first. Each attempt has another seed, and so another answer.
+
+    Paper: PlatoLM takes questions that were cut at 512 tokens; seeds are ours.
+    """
+    front = [{"role": "system", "content": simulator.system}] if simulator.system else []
+    said = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return Request(
+        task="trained_user_turn", inputs={"start": start, "round": number, "attempt": attempt}, messages=front + said,
+        seat="user", temperature=simulator.temperature, max_tokens=simulator.max_tokens,
+        seed=int(content_id(start, str(number), str(attempt)), 16) % 2**31, accept_cut=True,
+    )  # fmt: skip
+
+
 async def simulate_seeded(ask: Ask, opening: Opening, simulator: Simulator, ending: Ending) -> Dialogue:
     """Return the dialogue that grows from a given first question; `parent` is the opening's id.
 
@@ -148,21 +166,9 @@ async def _question(
     """Return the user's next message and "", or None and why there is none."""
     if ending.too_long(texts):
         return None, "context full"
-    front = [{"role": "system", "content": simulator.system}] if simulator.system else []
-    said = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     for attempt in range(1, simulator.max_attempts + 1):
-        request = Request(
-            task="trained_user_turn",
-            inputs={"start": start, "round": number, "attempt": attempt},
-            messages=front + said,
-            seat="user",
-            temperature=simulator.temperature,
-            max_tokens=simulator.max_tokens,
-            seed=int(content_id(start, str(number), str(attempt)), 16) % 2**31,
-            accept_cut=True,
-        )
         try:
-            question = (await ask(request)).strip()
+            question = (await ask(question_request(simulator, texts, start, number, attempt))).strip()
         except CallFailed as failed:
             if failed.kind not in _NOTHING_TO_SAY:
                 raise
