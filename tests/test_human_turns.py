@@ -237,7 +237,7 @@ def test_public_english_instructions(public):
 
 
 def test_an_unknown_language_is_named_at_once():
-    with pytest.raises(Stop, match="language 'klingon': expected ascii, none or one of"):
+    with pytest.raises(Stop, match="language 'klingon': expected ascii, none or an ISO 639 code"):
         Cleaning(language="klingon")
     with pytest.raises(Stop, match="fewest_rounds=0"):
         Cleaning(fewest_rounds=0)

@@ -129,6 +129,35 @@ def test_a_question_like_an_assistants_is_asked_for_again_and_noted_if_it_stays(
     assert len(once.by("user")) == 1
 
 
+def test_an_exchange_that_nothing_better_follows_is_kept_and_noted():
+    like = "I hope this helps! Let me know if you have any other questions."
+
+    def user(number, attempt):
+        if attempt > 1:
+            raise CallFailed("empty_answer", "nothing")
+        return like
+
+    dialogue = seeded(Scripted(user), Ending(max_rounds=2))
+    assert dialogue.rounds[1][0] == like and dialogue.role_exchanges == (2,)
+
+
+def test_an_answer_that_does_not_fit_ends_the_dialogue_after_its_last_whole_round():
+    class Full(Scripted):
+        async def __call__(self, request):
+            if request.seat == "assistant" and request.inputs["round"] == self.last:
+                raise CallFailed("context_length_exceeded", "full")
+            return await super().__call__(request)
+
+    ask = Full()
+    ask.last = 3
+    dialogue = seeded(ask, Ending(max_rounds=9))
+    assert (len(dialogue.rounds), dialogue.stop) == (2, "context full")
+    ask = Full()
+    ask.last = 1
+    with pytest.raises(CallFailed, match="ended before round 1"):
+        seeded(ask, Ending(max_rounds=9))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     max_rounds=st.none() | st.integers(1, 6),
@@ -155,6 +184,7 @@ def test_bad_parameters_are_one_line():
             lambda: Ending(max_rounds=1, fewest_rounds=2),
             "max_rounds: expected at least fewest_rounds 2, got 1",
         ),
+        (lambda: Ending(max_rounds=0, fewest_rounds=0), "fewest_rounds: expected at least 1, got 0"),
         (lambda: Simulator("x", max_attempts=0), "max_attempts: expected a whole number of at least 1"),
         (lambda: Simulator.of("vicuna"), "simulator: expected one of platolm, parrot, got 'vicuna'"),
     ):

@@ -16,15 +16,16 @@ from ultrachat.errors import Stop
 from ultrachat.launcher import run, update_committed
 from ultrachat.runs import run_folder
 
-# commands whose options a module of their own knows: add_arguments(parser)
+# commands with many options: the module of add_arguments(parser), that of run(chosen), and the help
 WITH_OPTIONS = {
-    "stats": ("describe", "the row of Table 5 for any file of dialogues"),
-    "clean": (
-        "human_turns",
-        "people's conversations made ready to train a user model: HTML, language, duplicates",
+    "stats": ("describe", "describe", "the row of Table 5 for any file of dialogues"),
+    "clean": ("human_turns", "human_turns", "people's conversations made ready to train a user model on"),
+    "serve": ("serving", "serving", "models on this machine as an OpenAI-compatible API"),
+    "evaluate": (
+        "evaluation_options",
+        "evaluation",
+        "section 5 for any models: a page of tables and their CSV files",
     ),
-    "serve": ("serving", "models on this machine as an OpenAI-compatible API"),
-    "evaluate": ("evaluation_options", "section 5 for any models: a page of tables and their CSV files"),
 }
 
 
@@ -55,10 +56,10 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     _add_settings(command)
     command = commands.add_parser("merge", help="bring the parts of a run together")
     command.add_argument("run_name", help="the run that was divided")
-    for name, (module, help_text) in WITH_OPTIONS.items():
+    for name, (options, _, help_text) in WITH_OPTIONS.items():
         command = commands.add_parser(name, help=help_text)
         if name in arguments:  # what they need takes a second to import
-            import_module(f"ultrachat.{module}").add_arguments(command)
+            import_module(f"ultrachat.{options}").add_arguments(command)
     command = commands.add_parser("apply-delta", help="a model out of its base and published delta weights")
     for name in ("base", "delta", "out"):
         command.add_argument(
@@ -105,12 +106,8 @@ def _run_command(chosen: argparse.Namespace) -> None:
         from ultrachat import shards
 
         shards.run_on_ray(chosen.config, chosen.of, chosen.settings, chosen.at_once, chosen.address)
-    elif chosen.command in ("stats", "clean", "serve"):
-        import_module(f"ultrachat.{WITH_OPTIONS[chosen.command][0]}").run(chosen)
-    elif chosen.command == "evaluate":
-        from ultrachat import evaluation
-
-        evaluation.run(chosen)
+    elif chosen.command in WITH_OPTIONS:
+        import_module(f"ultrachat.{WITH_OPTIONS[chosen.command][1]}").run(chosen)
     elif chosen.command == "apply-delta":
         from ultrachat.deltas import apply_delta
 

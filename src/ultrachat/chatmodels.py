@@ -64,7 +64,7 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
 
     name = str(path_or_hub_id)
     if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise Stop(f"base_model: {name} is neither a folder nor a hub id like 'huggyllama/llama-13b'")
+        raise Stop(f"{name} is neither a folder nor a hub id like 'huggyllama/llama-13b'")
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -230,7 +230,7 @@ def train_preferences(
 
     from ultrachat import checkpoints
     from ultrachat.chatmodels import load_tokenizer
-    from ultrachat.training import content_of
+    from ultrachat.training import content_of, count_parameters, make_ready
 
     base, folder = str(base), Path(out_dir)
     tokenizer = load_tokenizer(base)
@@ -239,18 +239,14 @@ def train_preferences(
     identity |= {"pairs": _digest(pairs), "held_out": _digest(held_out)}
     identity = json.loads(json.dumps(identity))  # as it is read back
     if (kept := checkpoints.finished(folder, identity)) is not None:
-        shutil.rmtree(
-            folder / "checkpoints", ignore_errors=True
-        )  # a kill may have come before they were deleted
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a kill may have come before
         return PreferenceResult(**kept | {"folder": str(folder), "log": tuple(kept["log"])})
-    checkpoint, cut_short = checkpoints.newest_complete(folder)
-    checkpoints.begin(folder, identity)
-    for one in cut_short:  # written once more, it must not have a mark before it is whole
-        shutil.rmtree(one, ignore_errors=True)
+    make_ready(folder, identity)
+    checkpoint, _ = checkpoints.newest_complete(folder)
     began = time.monotonic()
     set_seed(recipe.seed)
     trainer = _make_trainer(base, pairs, held_out, folder, recipe, beta)
-    sizes = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+    n_trainable, n_parameters = count_parameters(trainer.model)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.model.config.use_cache = True
     trainer.model.save_pretrained(str(folder))
@@ -260,8 +256,8 @@ def train_preferences(
         folder=str(folder),
         n_steps=trainer.state.global_step,
         n_pairs=len(pairs),
-        n_parameters=sum(n for n, _ in sizes),
-        n_trainable=sum(n for n, trainable in sizes if trainable),
+        n_parameters=n_parameters,
+        n_trainable=n_trainable,
         seconds=time.monotonic() - began,
         resumed_from_step=checkpoints.step_of(checkpoint) if checkpoint else 0,
         log=_log(trainer.state.log_history),

@@ -23,21 +23,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ultrachat import corpora
 from ultrachat.errors import Stop
-from ultrachat.records import Dialogue, Dropped, content_id, to_messages
+from ultrachat.records import Dialogue, Dropped, content_id, to_jsonl, to_messages
+from ultrachat.runs import publishing
 from ultrachat.saved_pages import strip_html, strip_remains
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ class Cleaning:
             raise Stop(f"fewest_rounds={self.fewest_rounds}: expected 1 or more")
         if self.language not in (None, "ascii", "en") and self.language not in _identifier().labels:
             raise Stop(
-                f"language '{self.language}': expected ascii, none or one of {', '.join(_identifier().labels)}"
+                f"language '{self.language}': expected ascii, none or an ISO 639 code such as en, de or zh"
             )
 
     def steps(self) -> dict[str, Callable[[Dialogue], Dialogue | None]]:
@@ -384,40 +383,14 @@ def run(chosen: argparse.Namespace) -> None:
         raise Stop("files, --out, --dropped: one is named twice, expected different ones")
     readings = [corpora.read(file) for file in chosen.files]
     with ExitStack() as stack:
-        files = [stack.enter_context(_published(path)) for path in outputs]
-        on_drop = (lambda dropped: _write(files[1], dropped.model_dump(mode="json"))) if files[1:] else None
+        files = [stack.enter_context(publishing(path)) for path in outputs]
+        on_drop = (lambda dropped: files[1].write(to_jsonl([dropped]).encode())) if files[1:] else None
         cleaner = Cleaner(chain.from_iterable(readings), cleaning, on_drop)
         for dialogue in cleaner:
-            _write(files[0], to_messages(dialogue))
+            files[0].write(json.dumps(to_messages(dialogue), ensure_ascii=False).encode() + b"\n")
         if not cleaner.steps[-1].after:
             raise Stop(f"{', '.join(map(str, chosen.files))}: no dialogue is left, so nothing is written; "
                        + ", ".join(f"{s.rule} dropped {s.dropped:,} of {s.before:,}" for s in cleaner.steps))  # fmt: skip
     for file, reading in zip(chosen.files, readings, strict=True):
         print(f"{file}: {reading.summary()}")
     print(steps_table(cleaner.steps).to_string(formatters={name: "{:,}".format for name in Step._fields[1:]}))
-
-
-def _write(file: IO[str], row: dict[str, Any]) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def _published(path: Path) -> Iterator[IO[str]]:
-    """A file to write line by line that takes its name when the block ends well, and vanishes when not."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp made it private to its owner
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise Stop(f"{path}: cannot be written ({error.strerror}); no half-written file is left") from None
-    finally:
-        if temporary:
-            with suppress(OSError):
-                os.unlink(temporary)

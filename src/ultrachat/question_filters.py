@@ -263,7 +263,7 @@ FILTERS: dict[str, Filter] = {
 REASONS = ("short", "looping", "repeated", "personal_data", *PATTERNS)
 
 
-def first_filtered(dialogue: Dialogue, filters: Iterable[str] = tuple(FILTERS)) -> tuple[int, str] | None:
+def first_filtered(dialogue: Dialogue, filters: Sequence[str] = tuple(FILTERS)) -> tuple[int, str] | None:
     """Return the round (from 0) of the first question that a filter names a reason for, and the reason; or None.
 
     Raises Stop for a filter that is none of `FILTERS`.
@@ -281,7 +281,7 @@ def first_filtered(dialogue: Dialogue, filters: Iterable[str] = tuple(FILTERS)) 
     return None
 
 
-def trim(dialogue: Dialogue, filters: Iterable[str] = tuple(FILTERS)) -> tuple[Dialogue | None, str | None]:
+def trim(dialogue: Dialogue, filters: Sequence[str] = tuple(FILTERS)) -> tuple[Dialogue | None, str | None]:
     """Return what comes before the first filtered question, and why it was; (the dialogue itself, None) if none is.
 
     None stands for a dialogue whose first question is filtered. A shorter dialogue has the id of its text,
@@ -328,7 +328,7 @@ class Filtered(NamedTuple):
         return pd.DataFrame(self.steps, columns=Removed._fields).set_index("reason")
 
 
-def filter_questions(dialogues: Iterable[Dialogue], filters: Iterable[str] = tuple(FILTERS)) -> Filtered:
+def filter_questions(dialogues: Iterable[Dialogue], filters: Sequence[str] = tuple(FILTERS)) -> Filtered:
     """Return the dialogues, each up to its first filtered question; those with nothing left; counts by reason.
 
     Raises Stop for a filter that is none of `FILTERS`.

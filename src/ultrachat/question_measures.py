@@ -193,7 +193,8 @@ def relatedness(dialogues: Sequence[Dialogue], vectors: Vectors) -> list[list[fl
     follow_ups = FollowUps.of(dialogues, vectors)
     elsewhere = (values.mean() if len(values) else math.nan for values in follow_ups.nearness_elsewhere())
     own = np.where(follow_ups.asked.any(axis=1), follow_ups.nearness(), math.nan)
-    values = iter((own - np.fromiter(elsewhere, float, len(own))).tolist())
+    # an embedding's last digits depend on how many threads made it, and what is drawn in a bootstrap on all digits
+    values = iter((own - np.fromiter(elsewhere, float, len(own))).round(6).tolist())
     return [[next(values) for _ in questions(dialogue)] for dialogue in dialogues]
 
 

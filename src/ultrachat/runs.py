@@ -21,11 +21,11 @@ import platform
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from ultrachat.errors import Stop
 from ultrachat.records import Record, WithId, iter_rows, read_jsonl, to_jsonl
@@ -105,7 +105,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Publish `data` at `path`: the whole of it, durably, or nothing at all.
+    """Publish `data` at `path`; see `publishing`.
+
+    Ours: a file that exists is complete.
+    """
+    with publishing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def publishing(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write, which takes its name at `path` when the block ends: the whole of it, durably, or nothing.
 
     Raises Stop naming the file when the disk is full or the write fails; the old file then stays
     (only if the folder itself cannot be synced is it the new one, whole).
@@ -117,21 +127,23 @@ def write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp made it private to its owner
         os.replace(temporary, path)
+        temporary = None
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the new name itself must survive a power cut
         finally:
             os.close(folder)
     except OSError as error:
+        raise Stop(f"{path}: cannot be written ({error.strerror}); no half-written file is left") from None
+    finally:
         if temporary:
             with suppress(OSError):
-                os.unlink(temporary)  # already gone when only the last sync failed
-        raise Stop(f"{path}: cannot be written ({error.strerror}); no half-written file is left") from None
+                os.unlink(temporary)
 
 
 def sha256_of(path: Path) -> str:

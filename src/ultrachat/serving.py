@@ -234,16 +234,19 @@ def run(chosen: Namespace) -> None:
         signal.SIGTERM,
     ):  # a shell's background jobs do not hear Ctrl-C by themselves
         signal.signal(signum, signal.default_int_handler)
+    names = [text.partition("=")[0] for text in chosen.models]
+    if len(set(names)) < len(names):
+        raise Stop(f"serve {' '.join(chosen.models)}: one name stands twice, expected different ones")
     voices = dict(_loaded(text, chosen) for text in chosen.models)
     with served(voices, chosen.host, chosen.port, chosen.max_batch) as base_url:
         print(f"serving {', '.join(voices)} at {base_url}; Ctrl-C ends it", flush=True)
-        print(
-            f"point a notebook at it:  --set base_url={base_url} --set model={next(iter(voices))}", flush=True
-        )
+        name = next(iter(voices))
+        print(f"point a notebook at it:  --set base_url={base_url} --set model={name}")
+        print(f"as notebook 08's user:   --set 'usergpt=[\"{base_url}\", {name}]'", flush=True)
         with suppress(KeyboardInterrupt):
             while True:
                 time.sleep(3600)
-        print("\nending; a batch under way is finished first", flush=True)
+        print("\nending; what was asked is dropped, once the batch under way is done", flush=True)
 
 
 def _loaded(text: str, chosen: Namespace) -> tuple[str, Voice]:
@@ -251,9 +254,7 @@ def _loaded(text: str, chosen: Namespace) -> tuple[str, Voice]:
 
     name, equals, place = text.partition("=")
     if not (name and equals and place):
-        raise Stop(
-            f"serve {text}: expected NAME=FOLDER_OR_HUB_ID, such as platolm=FreedomIntelligence/Realm-7b"
-        )
+        raise Stop(f"serve {text}: expected NAME=FOLDER_OR_HUB_ID, such as usergpt=runs/platolm-7b/model")
     model, tokenizer = load(place, chosen.dtype, chosen.load_in_4bit)
     forbid_first = USER_FORBIDS if chosen.forbid_first else ()
     return name, Voice(

@@ -65,7 +65,7 @@ def tiny_llama(
     hidden_size: int = 128,
     n_layers: int = 2,
     n_heads: int = 4,
-    max_position: int = 1024,
+    max_position: int = 2048,  # LLaMA's
     seed: int = 0,
 ) -> LlamaForCausalLM:
     """Return an untrained Llama of LLaMA's make, small: RoPE, RMSNorm, SwiGLU, float32.

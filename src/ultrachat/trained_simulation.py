@@ -26,7 +26,7 @@ from ultrachat.teacher import Ask, Request
 from ultrachat.user_models import USER_MODELS
 
 # no question came, and none would come again: the simulator's way of ending
-_NOTHING_TO_SAY = {
+_NO_QUESTION = {
     "empty_answer": "user ended",
     "empty": "user ended",
     "context_length_exceeded": "context full",
@@ -76,6 +76,8 @@ class Ending:
     fewest_rounds: int = 1
 
     def __post_init__(self) -> None:
+        if self.fewest_rounds < 1:
+            raise Stop(f"fewest_rounds: expected at least 1, got {self.fewest_rounds}")
         if self.max_rounds is None and self.max_tokens is None:
             raise Stop("ending: expected max_rounds, max_tokens or both, or the dialogue never stops")
         if self.max_tokens is not None and self.count is None:
@@ -121,7 +123,8 @@ async def simulate_seeded(ask: Ask, opening: Opening, simulator: Simulator, endi
 async def simulate_free(ask: Ask, number: int, simulator: Simulator, ending: Ending) -> Dialogue:
     """Return a dialogue that the simulator itself opens; `parent` is "free" and its number.
 
-    Raises CallFailed as `simulate_seeded` does, and "context_full" when even the first question is too long.
+    Raises CallFailed as `simulate_seeded` does. A simulator without a `system` text is sent no message at all, which
+    `serving` takes for its turn; other servers want one message at least.
 
     Paper: PlatoLM's *free* conversations.
     """
@@ -143,7 +146,14 @@ async def _converse(
             if role_exchange(question):
                 exchanges.append(number)
             texts.append(question)
-        texts.append(await ask_assistant(ask, texts, start, number))
+        try:
+            texts.append(await ask_assistant(ask, texts, start, number))
+        except CallFailed as failed:
+            if failed.kind != "context_length_exceeded":
+                raise
+            texts.pop()  # a question without an answer; the rounds before it are whole
+            reason = "context full"
+            break
         reason = "round limit"
     rounds = list(zip(texts[::2], texts[1::2], strict=True))
     if len(rounds) < ending.fewest_rounds:
@@ -166,13 +176,16 @@ async def _question(
     """Return the user's next message and "", or None and why there is none."""
     if ending.too_long(texts):
         return None, "context full"
+    question = None
     for attempt in range(1, simulator.max_attempts + 1):
         try:
             question = (await ask(question_request(simulator, texts, start, number, attempt))).strip()
         except CallFailed as failed:
-            if failed.kind not in _NOTHING_TO_SAY:
+            if failed.kind not in _NO_QUESTION:
                 raise
-            return None, _NOTHING_TO_SAY[failed.kind]
+            if question is None:
+                return None, _NO_QUESTION[failed.kind]
+            break  # what was said before it stands
         if not role_exchange(question):
             break
     # PlatoLM's rule: the question that overflows the context is not asked any more

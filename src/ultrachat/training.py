@@ -128,7 +128,7 @@ def train(
         return TrainingResult(**kept | {"folder": str(folder), "log": tuple(kept["log"])})
     with arguments.main_process_first(local=False):  # the others find the folder ready
         if arguments.process_index == 0:
-            _begin(folder, identity)
+            make_ready(folder, identity)
     checkpoint, _ = checkpoints.newest_complete(folder)
     began = time.monotonic()
     set_seed(recipe.seed)
@@ -138,7 +138,7 @@ def train(
 
         loggers = [TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))]
     trainer = make_trainer(make_model(), tokenizer, rows, held_out, arguments, recipe, loggers)
-    n_trainable, n_parameters = _count_parameters(trainer.model)
+    n_trainable, n_parameters = count_parameters(trainer.model)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     result = TrainingResult(
         folder=str(folder),
@@ -159,8 +159,13 @@ def train(
     return result
 
 
-def _begin(folder: Path, identity: dict[str, Any]) -> None:
-    """Make the folder ready, and say which checkpoints were cut short."""
+def make_ready(folder: Path, identity: dict[str, Any]) -> None:
+    """Make a run's folder ready to begin or go on in, and say which checkpoints were cut short.
+
+    Raises Stop when it holds an unfinished run of another identity.
+
+    Ours: what every kind of training begins with.
+    """
     checkpoint, cut_short = checkpoints.newest_complete(folder)
     checkpoints.begin(folder, identity)
     if cut_short:
@@ -232,7 +237,11 @@ def content_of(base: str) -> str:
     return f"{base} ({content_hash(sha256_of(path).encode() for path in weights)})" if weights else base
 
 
-def _count_parameters(model: PreTrainedModel) -> tuple[int, int]:
+def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
+    """Return how many of a model's parameters are trained, and how many there are.
+
+    Ours: printed with every run.
+    """
     if hasattr(model, "get_nb_trainable_parameters"):  # peft's also counts 4-bit weights right
         return model.get_nb_trainable_parameters()
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
