@@ -11,6 +11,9 @@ from ultrachat.runs import NOTEBOOKS, REPO, read_manifest
 
 NAMES = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+# of a closing table; in 08 models talk by sampling, and a last digit of another processor's can change a word, and
+# with it the rest of one of ten dialogues
+TOLERANCES = dict.fromkeys(NAMES, 0.05) | {"08_trained_user_simulators": 0.2}
 
 
 def load(path):
@@ -42,19 +45,19 @@ def table_text(notebook):
     return " ".join(text.split())
 
 
-def assert_alike(committed, fresh):
-    """Equal words; equal numbers up to the last digits that another machine's arithmetic may change."""
+def assert_alike(committed, fresh, tolerance):
+    """Equal words; equal numbers up to what another machine's arithmetic may change."""
     assert NUMBER.sub("#", committed) == NUMBER.sub("#", fresh)
     for old, new in zip(NUMBER.findall(committed), NUMBER.findall(fresh), strict=True):
         a, b = float(old.replace(",", "")), float(new.replace(",", ""))
-        assert a == pytest.approx(b, rel=0.05, abs=0.05), f"{old} is committed, {new} came out"
+        assert a == pytest.approx(b, rel=tolerance, abs=tolerance), f"{old} is committed, {new} came out"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_closing_table_is_what_the_code_prints(sample_run, name):
     fresh = table_text(load(sample_run / "notebooks" / f"{name}.ipynb"))
     assert len(fresh) > 100
-    assert_alike(table_text(load(NOTEBOOKS / f"{name}.ipynb")), fresh)
+    assert_alike(table_text(load(NOTEBOOKS / f"{name}.ipynb")), fresh, TOLERANCES[name])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,4 +114,7 @@ def test_committed_figures_are_those_of_the_run(sample_run):
 
 def test_readme_results_are_what_the_code_prints(sample_run):
     _, committed, _ = launcher.between((REPO / "README.md").read_text(), launcher.RESULTS)
-    assert_alike(committed.strip(), launcher.results_table(sample_run))
+    lines = zip(committed.strip().splitlines(), launcher.results_table(sample_run).splitlines(), strict=True)
+    for old, new in lines:
+        tolerance = next((t for name, t in TOLERANCES.items() if old.startswith(f"| {name[:2]} ")), 0.0)
+        assert_alike(old, new, tolerance)
