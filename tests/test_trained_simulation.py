@@ -148,10 +148,11 @@ def test_an_answer_that_does_not_fit_ends_the_dialogue_after_its_last_whole_roun
                 raise CallFailed("context_length_exceeded", "full")
             return await super().__call__(request)
 
-    ask = Full()
+    ask = Full(lambda number, attempt: "I hope this helps! Let me know if you have any other questions.")
     ask.last = 3
     dialogue = seeded(ask, Ending(max_rounds=9))
     assert (len(dialogue.rounds), dialogue.stop) == (2, "context full")
+    assert dialogue.role_exchanges == (2,)  # and not the one that was taken back
     ask = Full()
     ask.last = 1
     with pytest.raises(CallFailed, match="ended before round 1"):

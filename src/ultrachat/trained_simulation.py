@@ -152,6 +152,7 @@ async def _converse(
             if failed.kind != "context_length_exceeded":
                 raise
             texts.pop()  # a question without an answer; the rounds before it are whole
+            exchanges = [n for n in exchanges if n < number]
             reason = "context full"
             break
         reason = "round limit"
