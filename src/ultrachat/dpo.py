@@ -42,7 +42,7 @@ from ultrachat.sft import Encoder
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import DPOTrainer
 
 CAPO = Recipe(
@@ -230,14 +230,12 @@ def train_preferences(
 
     from ultrachat import checkpoints
     from ultrachat.chatmodels import load_tokenizer
-    from ultrachat.training import content_of, count_parameters, make_ready
+    from ultrachat.training import count_parameters, make_ready
 
     base, folder = str(base), Path(out_dir)
     tokenizer = load_tokenizer(base)
     _check(pairs, held_out, len(tokenizer), recipe, beta)
-    identity = asdict(recipe) | {"method": "dpo", "beta": beta, "base": content_of(base)}
-    identity |= {"pairs": _digest(pairs), "held_out": _digest(held_out)}
-    identity = json.loads(json.dumps(identity))  # as it is read back
+    identity = _identity(pairs, held_out, base, recipe, beta)
     if (kept := checkpoints.finished(folder, identity)) is not None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a kill may have come before
         return PreferenceResult(**kept | {"folder": str(folder), "log": tuple(kept["log"])})
@@ -248,10 +246,7 @@ def train_preferences(
     trainer = _make_trainer(base, pairs, held_out, folder, recipe, beta)
     n_trainable, n_parameters = count_parameters(trainer.model)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    trainer.model.config.use_cache = True
-    trainer.model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # peft's says nothing
+    _save(trainer.model, tokenizer, folder)
     result = PreferenceResult(
         folder=str(folder),
         n_steps=trainer.state.global_step,
@@ -265,6 +260,24 @@ def train_preferences(
     write_text(folder / "result.json", json.dumps(asdict(result), indent=1))  # last: all of it is there
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
+
+
+def _identity(
+    pairs: Sequence[Pair], held_out: Sequence[Pair], base: str, recipe: Recipe, beta: float
+) -> dict[str, Any]:
+    """Return what tells this run from any other, as it is read back from a file."""
+    from ultrachat.training import content_of
+
+    made_of = {"method": "dpo", "beta": beta, "base": content_of(base)}
+    made_of |= {"pairs": _digest(pairs), "held_out": _digest(held_out)}
+    return json.loads(json.dumps(asdict(recipe) | made_of))
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    model.config.use_cache = True
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # peft's says nothing
 
 
 def _check(

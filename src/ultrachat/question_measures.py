@@ -225,26 +225,28 @@ def measure(
     asked = [questions(d, follow_ups_only) for d in dialogues]
     later = [questions(d) for d in dialogues]
     times = Counter(_folded(text) for texts in asked for text in texts)
-    shifts = [float(len(topic_shifts(d, vectors, threshold))) for d in dialogues]
-    if math.isnan(threshold):
-        shifts = [math.nan] * len(dialogues)
-    n_later = [float(len(texts)) for texts in later]
+    known = not math.isnan(threshold)
+    shifts = [float(len(topic_shifts(d, vectors, threshold))) if known else math.nan for d in dialogues]
     scores = [(coherence or {}).get(d.id) for d in dialogues]
-    measures = {
+    return {
         "rounds": _column([[float(len(d.rounds))] for d in dialogues]),
         "question_tokens": _column([[float(count(text)) for text in texts] for texts in asked]),
         "mtld": _column([lexical.mtlds(texts).tolist() for texts in asked]),
         "distinct": _column([[1 / times[_folded(text)] for text in texts] for texts in asked]),
         "topic_shifts": _column([[n] for n in shifts]),
-        "topic_shifts_per_follow_up": _pairs(shifts, n_later),
-        "context_dependent": _column([[float(bool(is_context_dependent(t))) for t in ts] for ts in later]),
-        "role_exchange": _column([[float(bool(role_exchange(t))) for t in ts] for ts in later]),
+        "topic_shifts_per_follow_up": _pairs(shifts, [float(len(texts)) for texts in later]),
+        "context_dependent": _share(later, is_context_dependent),
+        "role_exchange": _share(later, role_exchange),
         "relatedness": _column(relatedness(dialogues, vectors)),
         "coherence": _column([[math.nan if score is None else float(score)] for score in scores]),
+    } | {
+        name: _column([[float(value) for value in of(texts)] if texts else [] for texts in asked])
+        for name, of in (flags or {}).items()
     }
-    for name, of in (flags or {}).items():
-        measures[name] = _column([[float(value) for value in of(texts)] if texts else [] for texts in asked])
-    return measures
+
+
+def _share(asked: Sequence[Sequence[str]], sign: Callable[[str], object]) -> np.ndarray:
+    return _column([[float(bool(sign(text))) for text in texts] for texts in asked])
 
 
 def _folded(text: str) -> str:
